@@ -1,0 +1,1 @@
+"""What a model costs, found out without running it."""

@@ -1,0 +1,27 @@
+"""Looking into traced programs, sub-programs included."""
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def _sub_jaxprs(value: Any) -> Iterator[Any]:
+    if hasattr(value, "eqns"):
+        yield value
+    elif hasattr(value, "jaxpr"):
+        yield value.jaxpr
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _sub_jaxprs(item)
+
+
+def jaxprs_within(jaxpr: Any) -> Iterator[Any]:
+    """The jaxpr itself and those of all calls, branches and checkpoints in it."""
+    yield jaxpr
+    for eqn in jaxpr.eqns:
+        for value in eqn.params.values():
+            for sub in _sub_jaxprs(value):
+                yield from jaxprs_within(sub)
+
+
+def equations(closed_jaxpr: Any) -> list[Any]:
+    return [eqn for jaxpr in jaxprs_within(closed_jaxpr.jaxpr) for eqn in jaxpr.eqns]
