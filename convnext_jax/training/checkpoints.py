@@ -1,0 +1,468 @@
+"""Checkpoints by Orbax: written in the background, kept by count and metric, restored on any mesh.
+
+This is the only file that imports Orbax. It stands on `orbax.checkpoint.CheckpointManager` and its
+handlers, not on `orbax.checkpoint.experimental.v1`: in 0.12 the latter still says of itself that it
+is "subject to change without notice", and its `Checkpointer` drives this same manager and writes
+the same format, so a later move costs this file alone and no checkpoint.
+
+One checkpoint is one directory named by its step::
+
+    DIRECTORY/1200/state/         the arrays (OCDBT/zarr), readable on any topology
+    DIRECTORY/1200/metadata/      one JSON file: what the caller gave, and the step's metrics
+
+Orbax names a directory by its bare step only once all of it has been written, which is how a
+checkpoint that a killed run left half-written is told from a whole one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from convnext_jax.errors import UserError
+from convnext_jax.training.workdir import absolute_path
+
+_log = logging.getLogger("convnext_jax")
+
+_STATE = "state"
+_METADATA = "metadata"
+_STEP_NAME = re.compile(r"(0|[1-9]\d*)(\.orbax-checkpoint-tmp.*)?")
+# What a storage system answers when the checkpoint may be whole but cannot be had now. Falling
+# back to an older one on these would throw work away without need.
+_NOT_DAMAGE = re.compile(
+    "PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED"
+)
+_LEAVES_SHOWN = 5
+_SOUND, _DAMAGED, _FAILED = range(3)  # what a process made of a checkpoint, the worst last
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What `Checkpointer.restore` found.
+
+    Attributes:
+      step: the step after which the checkpoint was saved.
+      state: a pytree like the abstract state asked for; every leaf a `jax.Array` sharded as asked.
+      metadata: the JSON-able dict that was given to `save`.
+    """
+
+    step: int
+    state: Any
+    metadata: dict[str, Any]
+
+
+class Checkpointer:
+    """Saves, keeps and restores the checkpoints of one run. Call it on every process alike.
+
+    The newest `max_to_keep` checkpoints are kept, and the best one by `best_metric` besides.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        max_to_keep: int = 3,
+        best_metric: str | None = None,
+        best_mode: Literal["max", "min"] = "max",
+        read_only: bool = False,
+    ) -> None:
+        """Opens, and unless `read_only` creates, a directory of checkpoints.
+
+        Args:
+          directory: a local or shared path, or a URL that `etils.epath` reads (`gs://…`).
+          max_to_keep: how many of the newest checkpoints stay, at least 1.
+          best_metric: the key in `save`'s `metrics` by which the best checkpoint is told. Of equals
+            the newest counts as best; steps without the metric, or with NaN, never do.
+          best_mode: whether more or less of the metric is better.
+          read_only: for programs that look at another run's checkpoints, which may still be
+            writing: nothing in the directory is created, renamed or removed.
+
+        Raises:
+          UserError: if `max_to_keep` is below 1 or `best_mode` is unknown.
+        """
+        if max_to_keep < 1:
+            raise UserError(f"max_to_keep is {max_to_keep}, but at least 1 checkpoint must be kept")
+        if best_mode not in ("max", "min"):
+            raise UserError(f"best_mode is {best_mode!r}; it must be 'max' or 'min'")
+        self.directory = absolute_path(directory)
+        self._read_only = read_only
+        self._best_metric = best_metric
+        self._sign = 1.0 if best_mode == "max" else -1.0
+        self._scores: dict[int, float] = {}
+        # Listed before the manager starts to clean up what a killed run left.
+        present = _names(self.directory)
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=_NewestAndBest(max_to_keep, self._scores),
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
+                save_root_metadata=False,
+                # The metrics lie in the metadata file, so that an unreadable one costs a
+                # checkpoint its rank and not the program its start.
+                lightweight_initialize=True,
+            ),
+        )
+        whole = {str(step) for step in self._manager.all_steps()}
+        self._half_written = sorted(
+            name for name in present if _STEP_NAME.fullmatch(name) and name not in whole
+        )
+        if best_metric is not None:
+            for step in self._manager.all_steps():
+                self._rank(step, self._stored_metrics(step))
+
+    def latest_step(self) -> int | None:
+        """The newest step with a finished checkpoint, or None."""
+        return max(self._manager.all_steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The step with the best `best_metric`, or None if no checkpoint carries that metric."""
+        present = [step for step in self._manager.all_steps() if step in self._scores]
+        return max(present, key=lambda step: (self._scores[step], step), default=None)
+
+    def all_steps(self) -> list[int]:
+        """Every step with a checkpoint, ascending; one that is still being written included."""
+        return sorted(self._manager.all_steps())
+
+    def shapes(self, step: int) -> Any:
+        """What the checkpoint of a step holds, before any of its arrays is read.
+
+        Args:
+          step: one of `all_steps()`.
+
+        Returns:
+          The saved tree as nested dicts, whose leaves have a `shape` and a `dtype`.
+
+        Raises:
+          UserError: if the checkpoint can't be read.
+        """
+        path = self.directory / str(step)
+        handler = ocp.PyTreeCheckpointHandler()
+        try:
+            return handler.metadata(path / _STATE).tree
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"the checkpoint {path} can't be read ({_damage(error)}); take another"
+            ) from error
+        finally:
+            handler.close()
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the platform has announced, to any process, that this job will be stopped.
+
+        True at one and the same step on every process; always False where `jax.distributed` was
+        not initialised. Ask it at every step, on every process.
+        """
+        return bool(self._manager.reached_preemption(step))
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        metadata: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> bool:
+        """Starts to save `state`, and returns once it is copied off the devices.
+
+        The caller may donate `state`'s buffers to the next step at once. A save still under way
+        is waited for; its failure is raised here, in `wait` or in `close`.
+
+        Args:
+          step: the number of steps taken to reach `state`.
+          state: a pytree of `jax.Array`, raw or typed PRNG keys among them, of any sharding.
+          metadata: what is to lie beside the arrays, JSON-able; it is copied at once.
+          metrics: this step's figures; `best_metric` is looked up here.
+
+        Returns:
+          False if a checkpoint of this step already lies there, which then stays as it is.
+
+        Raises:
+          TypeError: if `metadata` is not JSON-able.
+          ValueError: if the checkpointer is read-only.
+        """
+        if self._read_only:
+            raise ValueError(f"the checkpointer of {self.directory} was opened read-only")
+        if step in self._manager.all_steps():
+            return False
+        finite = {k: float(v) for k, v in (metrics or {}).items() if math.isfinite(v)}
+        beside = json.loads(json.dumps({"metadata": dict(metadata), "metrics": finite}))
+        self._rank(step, finite)
+        # A loop under `transfer_guard("disallow")` means its own arrays, not this copy.
+        with jax.transfer_guard("allow"):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{_STATE: ocp.args.PyTreeSave(state), _METADATA: ocp.args.JsonSave(beside)}
+                ),
+                # The caller decides when to save; also at a step before a damaged newer one.
+                force=True,
+            )
+        return True
+
+    def restore(
+        self, abstract_state: Any, step: int | None = None, *, partial: bool = False
+    ) -> Restored | None:
+        """Reads the newest whole checkpoint, bit for bit, onto the shardings asked for.
+
+        A checkpoint that was left half-written, or whose files are missing, cut short or
+        unreadable, is passed over with one log line that names it, and the next older one is
+        taken. Once an older one has been read, each damaged one is renamed to `STEP.damaged`
+        (unless `read_only`), so that training can write that step anew; none is deleted.
+
+        Args:
+          abstract_state: a pytree of `jax.ShapeDtypeStruct` that carry shardings; typed PRNG keys
+            have their key dtype. The mesh need not be the one that the checkpoint was saved on.
+          step: take exactly this checkpoint.
+          partial: allow the checkpoint to hold more than `abstract_state` asks for, as when an
+            evaluation wants the parameters without the optimizer's moments.
+
+        Returns:
+          The checkpoint, or None if none was ever finished.
+
+        Raises:
+          UserError: if the checkpoint does not fit `abstract_state` (the first few leaves are
+            named with both shapes and dtypes); if `step` is given and is absent or damaged; or if
+            checkpoints are there but every one is damaged.
+        """
+        steps = self.all_steps()[::-1]
+        if step is not None:
+            if step not in steps:
+                raise UserError(
+                    f"{self.directory} holds no checkpoint of step {step}; "
+                    f"it has {', '.join(map(str, steps[::-1])) or 'none'}"
+                )
+            steps = [step]
+        self._report_half_written()
+        damaged: list[int] = []
+        for candidate in steps:
+            state, metadata, damage = self._read(candidate, abstract_state, partial)
+            if damage is None:
+                self._set_aside(damaged)
+                return Restored(candidate, state, metadata)
+            if step is None and jax.process_index() == 0:
+                _log.warning(
+                    "passing over the damaged checkpoint %s: %s",
+                    self.directory / str(candidate),
+                    damage,
+                )
+            damaged.append(candidate)
+        if damaged:
+            which = f"the checkpoint of step {step} is" if step is not None else "every one is"
+            raise UserError(
+                f"no checkpoint could be restored from {self.directory}: {which} damaged "
+                f"({damage}); bring the files back, or start in a new workdir"
+            )
+        return None
+
+    def wait(self) -> None:
+        """Returns once every save has been finished; raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for saves under way and releases the background threads."""
+        self._manager.close()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _rank(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._best_metric is not None and self._best_metric in metrics:
+            self._scores[step] = self._sign * metrics[self._best_metric]
+
+    def _stored_metrics(self, step: int) -> dict[str, float]:
+        try:
+            return dict(_read_json(self.directory / str(step))["metrics"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def _report_half_written(self) -> None:
+        if jax.process_index() == 0:
+            for name in self._half_written:
+                _log.warning(
+                    "passing over the half-written checkpoint %s: it was never finished",
+                    self.directory / name,
+                )
+        self._half_written = []
+
+    def _read(
+        self, step: int, abstract_state: Any, partial: bool
+    ) -> tuple[Any, dict[str, Any], str | None]:
+        """(state, metadata, None), or what is damaged as the third; every process agrees."""
+        path = self.directory / str(step)
+        state, metadata, failure = None, {}, None
+        # The handlers themselves, since `CheckpointManager.restore` ends in a barrier, at which
+        # the other processes would hang when one of them cannot read its shards.
+        handler = ocp.PyTreeCheckpointHandler()
+        try:
+            metadata = dict(_read_json(path)["metadata"])
+            how = ocp.checkpoint_utils.construct_restore_args(abstract_state)
+            with jax.transfer_guard("allow"), _silent_stragglers():
+                saved = _leaves(handler.metadata(path / _STATE).tree)
+                _check_fit(path, saved, _leaves(abstract_state), partial)
+                state = handler.restore(
+                    path / _STATE,
+                    args=ocp.args.PyTreeRestore(
+                        item=abstract_state, restore_args=how, partial_restore=partial
+                    ),
+                )
+        except Exception as error:  # Orbax raises bare `Exception` when an array cannot be read.
+            failure = error
+        finally:
+            handler.close()
+        damage = None if failure is None else _damage(failure)
+        if jax.process_count() > 1:
+            mine = _SOUND if failure is None else _DAMAGED if damage is not None else _FAILED
+            every = multihost_utils.process_allgather(np.asarray(mine))
+            worst = int(np.argmax(every))
+            if every[worst] == _FAILED and (failure is None or damage is not None):
+                raise RuntimeError(f"process {worst} failed to restore {path}; its log says why")
+            if every[worst] == _DAMAGED and damage is None:
+                damage = f"process {worst} could not read its part"
+        if failure is not None and damage is None:
+            raise failure
+        return state, metadata, damage
+
+    def _set_aside(self, damaged: Sequence[int]) -> None:
+        if not damaged or self._read_only:
+            return
+        if jax.process_index() == 0:
+            for step in damaged:
+                path = self.directory / str(step)
+                path.rename(_unused(self.directory / f"{step}.damaged"))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("convnext_jax.checkpoints.set_aside")
+        self._manager.reload()
+
+
+@dataclasses.dataclass
+class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the newest `newest` steps and the one with the highest score."""
+
+    newest: int
+    scores: Mapping[int, float]
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[Any],
+        *,
+        context: Any,
+    ) -> Sequence[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        keep = set(sorted(steps)[-self.newest :])
+        ranked = [step for step in steps if step in self.scores]
+        if ranked:
+            keep.add(max(ranked, key=lambda step: (self.scores[step], step)))
+        return [step in keep for step in steps]
+
+
+@contextlib.contextmanager
+def _silent_stragglers() -> Iterator[None]:
+    """Keeps quiet about array reads that end after another array's failure has ended the restore.
+
+    Orbax reads all arrays at once on an event loop that it closes at the first failure; each of
+    the others then reports to stderr that the loop is closed, when no one waits for it any more.
+    Such reports may come long after the failure, so then the hook stays in place.
+    """
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = previous
+
+
+def _names(directory: epath.Path) -> list[str]:
+    return [path.name for path in directory.iterdir()] if directory.exists() else []
+
+
+def _unused(path: epath.Path) -> epath.Path:
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def _read_json(path: epath.Path) -> Mapping[str, Any]:
+    return ocp.JsonCheckpointHandler().restore(path / _METADATA)
+
+
+def _damage(error: BaseException) -> str | None:
+    """One line on what is wrong with the checkpoint, or None if the fault is not its own."""
+    if isinstance(error, UserError | MemoryError | jax.errors.JaxRuntimeError):
+        return None
+    while error.__cause__ is not None:
+        error = error.__cause__
+    away = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    if away or _NOT_DAMAGE.search(str(error)):
+        return None
+    line = f"{type(error).__name__}: {str(error).strip()}".split("\n", 1)[0]
+    return line if len(line) <= 200 else line[:197] + "..."
+
+
+def _leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Maps "params/stem/kernel" to (shape, dtype's name); typed keys show as their raw data.
+
+    Orbax stores dataclasses and named tuples as mappings and all sequences as lists, so only the
+    names along the path are compared, not the containers.
+    """
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = "/".join(
+            str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path
+        )
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        leaves[name] = (tuple(leaf.shape), np.dtype(leaf.dtype).name)
+    return leaves
+
+
+def _check_fit(
+    path: epath.Path,
+    saved: Mapping[str, tuple[tuple[int, ...], str]],
+    asked: Mapping[str, tuple[tuple[int, ...], str]],
+    partial: bool,
+) -> None:
+    def text(leaf: tuple[tuple[int, ...], str] | None) -> str:
+        return "absent" if leaf is None else f"{leaf[1]}{list(leaf[0])}"
+
+    names = asked if partial else dict.fromkeys([*asked, *saved])
+    wrong = [name for name in names if asked.get(name) != saved.get(name)]
+    if wrong:
+        lines = [
+            f"\n  {name}: {text(saved.get(name))} in the checkpoint, {text(asked.get(name))} here"
+            for name in wrong[:_LEAVES_SHOWN]
+        ]
+        if len(wrong) > _LEAVES_SHOWN:
+            lines.append(f"\n  and {len(wrong) - _LEAVES_SHOWN} more")
+        raise UserError(
+            f"the checkpoint {path} does not fit this model and optimizer, {len(wrong)} leaves "
+            f"differ; use the config that it was trained with, or a new workdir:{''.join(lines)}"
+        )

@@ -1,0 +1,239 @@
+"""One training step and one evaluation step, pure functions of state and batch.
+
+The very same functions run under `train.py`, in the tests and in an ahead-of-time compilation; they
+know the state and the model, and nothing of files, clocks or processes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from convnext_jax.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
+from convnext_jax.data.mixing import MixConfig, mix
+from convnext_jax.errors import UserError
+from convnext_jax.training.optim import update_ema
+from convnext_jax.training.sharding import batch_sharding, replicated
+from convnext_jax.training.state import TrainState
+
+PyTree = Any
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def soft_target_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean over the batch of the cross entropy against soft targets.
+
+    Args:
+      logits: floats (B, K).
+      targets: float32 (B, K), rows of sum 1.
+
+    Returns:
+      float32 scalar.
+    """
+    return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets).mean()
+
+
+def micro_batches(batch: PyTree, count: int) -> PyTree:
+    """Deals the rows of a batch out to `count` micro-batches, row i to micro-batch i % count.
+
+    Dealt out, not cut into blocks, every device keeps the rows that it holds: no image crosses
+    the network.
+
+    Args:
+      batch: arrays (B, …).
+      count: A, a divisor of B.
+
+    Returns:
+      Arrays (A, B / A, …).
+    """
+    return jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    num_classes: int,
+    mix_config: MixConfig,
+    seed: int,
+    ema_decay: float | None = None,
+    accumulation_steps: int = 1,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Makes the training step.
+
+    Normalise, mix, forward, backward (in micro-batches), optimizer, average. The step's randomness
+    is `fold_in(key(seed), step)`, so it needs no state beyond the step's number. Where the loss or
+    the gradient is not finite, the parameters, the optimizer and the average stay as they were, the
+    step is counted in `skipped`, and `finite` is False among the metrics: whether to go on is the
+    caller's.
+
+    Args:
+      model: called as `model.apply(variables, images, train=True, rngs={"dropout": key})`.
+      optimizer: the optax transformation.
+      schedule: learning rate by step, for the metrics; the one inside the optimizer.
+      num_classes: K.
+      mix_config: mixup, cutmix and label smoothing.
+      seed: of augmentation and stochastic depth.
+      ema_decay: of the parameters' average; None for none.
+      accumulation_steps: micro-batches per optimizer step, a divisor of the batch.
+      mean: of the images, in units of [0, 1].
+      std: of the images, in units of [0, 1].
+
+    Returns:
+      A function (state, batch) → (state, metrics). The batch holds "image", uint8 (B, H, W, C), and
+      "label", int32 (B,). Metrics are scalars: "loss", "grad_norm", "learning_rate" float32,
+      "finite" bool.
+
+    Raises:
+      UserError: when traced, if accumulation_steps does not divide the batch.
+    """
+
+    def loss_fn(params: PyTree, images: jax.Array, targets: jax.Array, key: jax.Array) -> jax.Array:
+        logits: Any = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
+        return soft_target_cross_entropy(logits, targets)
+
+    def loss_and_grads(
+        params: PyTree, images: jax.Array, targets: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        if accumulation_steps == 1:
+            return jax.value_and_grad(loss_fn)(params, images, targets, key)
+
+        def body(total: PyTree, micro: PyTree) -> tuple[PyTree, None]:
+            index, images, targets = micro
+            part = jax.value_and_grad(loss_fn)(
+                params, images, targets, jax.random.fold_in(key, index)
+            )
+            return jax.tree.map(jnp.add, total, part), None
+
+        zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+        micro = (
+            jnp.arange(accumulation_steps),
+            *micro_batches((images, targets), accumulation_steps),
+        )
+        total, _ = jax.lax.scan(body, zero, micro)
+        return jax.tree.map(lambda x: x / accumulation_steps, total)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        size = batch["image"].shape[0]
+        if size % accumulation_steps:
+            raise UserError(
+                f"config.optim.accumulation_steps = {accumulation_steps} does not divide the batch "
+                f"of {size} images"
+            )
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key_mix, key_model = jax.random.split(key)
+        images = normalize(batch["image"], mean, std)
+        images, targets = mix(key_mix, images, batch["label"], num_classes, mix_config)
+        loss, grads = loss_and_grads(state.params, images, targets, key_model)
+
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = state.ema_params
+        if ema_decay is not None:
+            ema_params = update_ema(ema_params, params, ema_decay)
+
+        old = (state.params, state.opt_state, state.ema_params)
+        params, opt_state, ema_params = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema_params), old
+        )
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema_params=ema_params,
+            skipped=state.skipped + jnp.where(finite, 0, 1),
+        )
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": schedule(state.step - 1).astype(jnp.float32),
+            "finite": finite,
+        }
+        return state, metrics
+
+    return train_step
+
+
+def make_eval_step(
+    model: nn.Module,
+    *,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> Callable[[PyTree, Batch], Metrics]:
+    """Makes the evaluation step, which returns sums, so that a whole set is evaluated exactly.
+
+    Args:
+      model: called as `model.apply(variables, images, train=False)`.
+      mean: of the images, in units of [0, 1].
+      std: of the images, in units of [0, 1].
+
+    Returns:
+      A function (params, batch) → sums over the rows that count: "top1" and "top5" right answers,
+      "loss" (plain cross entropy), "count", all float32 scalars. The batch holds "image", uint8
+      (B, H, W, C), "label", int32 (B,), and "mask", float32 (B,), 0 for rows of padding.
+    """
+
+    def eval_step(params: PyTree, batch: Batch) -> Metrics:
+        images = normalize(batch["image"], mean, std)
+        outputs: Any = model.apply({"params": params}, images, train=False)
+        logits = outputs.astype(jnp.float32)
+        label = batch["label"]
+        mask = batch["mask"]
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        # Rank of the right answer. Ties, and NaN, count against it: a dead model scores no hit.
+        score = jnp.take_along_axis(logits, label[:, None], axis=-1)
+        rank = (~(logits < score)).sum(axis=-1) - 1
+        return {
+            "top1": jnp.where(rank < 1, mask, 0.0).sum(),
+            "top5": jnp.where(rank < 5, mask, 0.0).sum(),
+            "loss": jnp.where(mask > 0, loss, 0.0).sum(),
+            "count": mask.sum(),
+        }
+
+    return eval_step
+
+
+def jit_train_step(
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    state: TrainState,
+    mesh: Mesh,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Compiles the training step for a mesh, the state donated and its layout held.
+
+    Args:
+      train_step: from `make_train_step`.
+      state: a state, or an abstract one, whose leaves carry their shardings.
+      mesh: the devices.
+
+    Returns:
+      The jitted function; metrics come back replicated.
+    """
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(
+        train_step,
+        in_shardings=(sharding, batch_sharding(mesh)),
+        out_shardings=(sharding, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def jit_eval_step(
+    eval_step: Callable[[PyTree, Batch], Metrics], state: TrainState, mesh: Mesh
+) -> Callable[[PyTree, Batch], Metrics]:
+    """Compiles the evaluation step for a mesh; arguments as for `jit_train_step`."""
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+    return jax.jit(
+        eval_step, in_shardings=(sharding, batch_sharding(mesh)), out_shardings=replicated(mesh)
+    )

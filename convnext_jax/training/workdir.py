@@ -1,0 +1,108 @@
+"""A run's directory, and the config that it is held to from its first start to its last resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from convnext_jax.errors import UserError
+
+_log = logging.getLogger("convnext_jax")
+
+
+def absolute_path(path: str | os.PathLike[str]) -> epath.Path:
+    """The path made absolute, `~` expanded; a URL such as `gs://…` stays as it is."""
+    text = os.fspath(path)
+    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
+
+
+def check_config(
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    *,
+    allow: bool,
+    ignore: Sequence[str] = (),
+    how_to_allow: str = "allow the change",
+) -> list[str]:
+    """Holds a run to the config that it was started with, which lies in `WORKDIR/config.json`.
+
+    The first start writes the file (process 0, atomically). A later start compares. With `allow`,
+    differences are logged, the old file is kept as `config.1.json`, `config.2.json`, … and the new
+    one written.
+
+    Args:
+      workdir: the run's directory; created if absent.
+      config: nested mappings down to JSON-able values (tuples count as lists).
+      allow: whether another config is accepted.
+      ignore: dotted paths that do not matter for resuming (`"log_every"`, `"data.num_workers"`); a
+        path also covers what lies below it. They are never reported, and alone write nothing.
+      how_to_allow: the remedy that the error names, as the program spells it.
+
+    Returns:
+      The differences, one `field: old -> new` each.
+
+    Raises:
+      UserError: naming every field that differs, unless allowed; or if the file is not JSON.
+    """
+    path = absolute_path(workdir) / "config.json"
+    new = json.loads(json.dumps(config))
+    if not path.exists():
+        _write_config(path, new)
+        return []
+    try:
+        old = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); mend it or remove it") from error
+    differences = _differences(old, new, ignore)
+    if not differences:
+        return []
+    listed = "".join(f"\n  {line}" for line in differences)
+    if not allow:
+        raise UserError(
+            f"{path.parent} was started with another config; start in a new workdir, or "
+            f"{how_to_allow}:{listed}"
+        )
+    if jax.process_index() == 0:
+        number = 1
+        while (kept := path.with_name(f"config.{number}.json")).exists():
+            number += 1
+        path.copy(kept)
+        _log.warning("the config has changed (the former one is kept as %s):%s", kept, listed)
+    _write_config(path, new)
+    return differences
+
+
+def _write_config(path: epath.Path, config: Mapping[str, Any]) -> None:
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name("config.json.tmp")
+        draft.write_text(json.dumps(config, indent=2) + "\n")
+        draft.replace(path)
+
+
+def _differences(old: Any, new: Any, ignore: Sequence[str]) -> list[str]:
+    absent = object()
+
+    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(tree, dict) or not tree:
+            return {prefix: tree}
+        parts = (flat(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items())
+        return {name: value for part in parts for name, value in part.items()}
+
+    def text(value: Any) -> str:
+        return "(absent)" if value is absent else json.dumps(value)
+
+    before, after = flat(old), flat(new)
+    names = dict.fromkeys([*after, *before])
+    return [
+        f"{name}: {text(before.get(name, absent))} -> {text(after.get(name, absent))}"
+        for name in names
+        if text(before.get(name, absent)) != text(after.get(name, absent))
+        and not any(name == field or name.startswith(field + ".") for field in ignore)
+    ]
