@@ -1,0 +1,18 @@
+"""ConvNeXt-T on ImageNet-22K at 224 pixels, 90 epochs: pre-training.
+
+    python -m convnext_jax.train --config configs/tiny_22k.py --workdir runs/tiny_22k
+
+Meant for a TPU slice of 128 chips or more; the authors took 128 GPUs. The data set must be prepared
+as a TFDS ArrayRecord one of 21,841 classes. There is no held-out part: fine-tuned by
+configs/tiny_22k_ft_1k.py the published weights give 82.9 % on ImageNet-1K at 224 pixels (paper,
+table 1).
+"""
+
+from ml_collections import ConfigDict
+
+from convnext_jax import recipes
+
+
+def get_config() -> ConfigDict:
+    """Paper, table 5."""
+    return recipes.imagenet_22k("convnext_tiny", drop_path_rate=0.0)

@@ -1,0 +1,99 @@
+"""What the programs share at their border with the shell: configs, and mistakes in one sentence."""
+
+import difflib
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from convnext_jax import recipes
+from convnext_jax.errors import RunStoppedError, UserError
+
+
+def field_names(config: ConfigDict, prefix: str = "config") -> list[str]:
+    """Every field of a config as the command line writes it, `config.optim.learning_rate`."""
+    names = []
+    for key, value in config.items():
+        name = f"{prefix}.{key}"
+        names += field_names(value, name) if isinstance(value, ConfigDict) else [name]
+    return names
+
+
+def _read(argv: Sequence[str]) -> ConfigDict:
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
+    rest = values(list(argv))[1:]
+    if rest:
+        raise UserError(f"{rest[0]!r} is not understood; fields are set by --config.FIELD=VALUE")
+    return holder.value
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Runs a config file's `get_config` and sets single fields.
+
+    Args:
+      path: of the Python file; what follows a colon goes to `get_config` as its argument.
+      overrides: `--config.any.field=value`, as on the command line.
+
+    Returns:
+      The config, its fields checked against `recipes.base()`.
+
+    Raises:
+      UserError: if there is no such file, no such field, or a value is of another type.
+    """
+    file = Path(path.split(":", 1)[0])
+    if not file.is_file():
+        there = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
+        near = difflib.get_close_matches(str(file), there, n=3, cutoff=0.0)
+        raise UserError(
+            f"there is no config file {file}"
+            + (f"; the nearest are {', '.join(near)}" if near else "")
+        )
+    config = _read(["program", f"--config={path}"])
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config() of {file} returned no ConfigDict; begin from recipes.base()")
+    recipes.check_fields(config)
+    known = field_names(config)
+    for override in overrides:
+        match = re.match(r"--?(?:no)?(config\.[\w.]+)", override)
+        if override.startswith("-") and (not match or match[1] not in known):
+            name = match[1] if match else override
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+            raise UserError(f"{name} is not a field of {file}; the nearest are {', '.join(near)}")
+    try:
+        return _read(["program", f"--config={path}", *overrides])
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(f"a field's value is of the wrong type: {error}") from error
+
+
+def run(program: Callable[[Sequence[str]], object], argv: Sequence[str] | None = None) -> int:
+    """Runs a program and turns a user's mistake into one sentence on standard error.
+
+    Args:
+      program: takes the arguments after the program's name.
+      argv: these arguments; those of the process by default.
+
+    Returns:
+      The exit status: 0, 2 after a `UserError`, 1 after a `RunStoppedError`.
+    """
+    log = logging.getLogger("convnext_jax")
+    # A handler of its own, since absl, which Orbax brings, has claimed the root logger by now.
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+    log.setLevel(logging.INFO)
+    try:
+        program(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunStoppedError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,238 @@
+"""The recipes that the files in configs/ are composed from; `base()` lists every field.
+
+A config file names a recipe, then says what is its own. Figures: the ConvNeXt paper, tables 5 and 6
+(arXiv 2201.03545, appendix A); ConvNeXt V2, appendix A (arXiv 2301.00808) and the authors'
+commands.
+"""
+
+import difflib
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from convnext_jax.errors import UserError
+
+
+def base() -> ConfigDict:
+    """Every field that a run has, with the values that all of the paper's ImageNet runs share.
+
+    Returns:
+      A ConfigDict of fixed fields; a value of None has a type nevertheless, so that the command
+      line can set it.
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 4096  # global, over all devices
+    config.total = "300 epochs"  # durations: "… epochs", "… steps" or "… examples"
+    config.ema_decay = placeholder(float)
+    # A checkpoint of this library to start from; "" stands for one that must be given.
+    config.init_from = placeholder(str)
+    config.on_nonfinite = "stop"  # or "skip": leave such steps out, and count them
+
+    config.model = ConfigDict()
+    config.model.name = "convnext_tiny"
+    config.model.num_classes = placeholder(int)  # the data set's own, where not given
+    config.model.drop_path_rate = 0.0
+    config.model.head_init_scale = 1.0
+    config.model.dtype = "bfloat16"
+    config.model.remat = False
+    config.model.overrides = ConfigDict()  # further arguments of ConvNeXt
+
+    config.data = ConfigDict()
+    config.data.name = "imagenet2012"  # any TFDS name, "folder" or "digits"
+    config.data.data_dir = placeholder(str)
+    config.data.train_split = "train"
+    config.data.eval_split = "validation"  # "" for none
+    config.data.validation_fraction = 0.1  # of an image folder without one
+    config.data.image_size = 224
+    config.data.workers = 8  # processes per host; 0 for threads in this one
+    config.data.on_bad_image = "skip"  # or "stop"
+
+    config.augment = ConfigDict()
+    config.augment.crop = "random_resized"  # or "pad", for small images
+    config.augment.crop_scale = (0.08, 1.0)
+    config.augment.crop_padding = 4
+    config.augment.flip = 0.5
+    config.augment.interpolation = "bicubic"
+    config.augment.eval_crop_ratio = 0.875
+    config.augment.mean = (0.485, 0.456, 0.406)
+    config.augment.std = (0.229, 0.224, 0.225)
+
+    config.mix = ConfigDict()
+    config.mix.mixup_alpha = 0.8
+    config.mix.cutmix_alpha = 1.0
+    config.mix.prob = 1.0
+    config.mix.switch_prob = 0.5
+    config.mix.label_smoothing = 0.1
+    config.mix.group_size = 128  # images under one λ: the batch of one GPU in the reference
+
+    config.optim = ConfigDict()
+    config.optim.learning_rate = 4e-3
+    config.optim.min_learning_rate = 1e-6
+    config.optim.warmup = "20 epochs"
+    config.optim.weight_decay = 0.05
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.999
+    config.optim.eps = 1e-8
+    config.optim.layer_decay = placeholder(float)
+    config.optim.layer_decay_grouping = "group"
+    config.optim.clip_norm = placeholder(float)
+    config.optim.accumulation_steps = 1
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # all devices that fsdp leaves
+    config.mesh.fsdp = 1
+
+    config.eval_batch_size = 2048
+    config.eval_every = "1 epoch"
+    config.log_every = "50 steps"
+    config.checkpoint_every = "1 epoch"
+    config.checkpoints_kept = 3  # the newest; the best one is kept besides
+    return config.lock()
+
+
+def imagenet_1k(
+    model: str, *, drop_path_rate: float, warmup: str = "20 epochs", mix_group_size: int = 128
+) -> ConfigDict:
+    """Training on ImageNet-1K from scratch, 300 epochs (paper, table 5)."""
+    config = base()
+    config.model.name = model
+    config.model.drop_path_rate = drop_path_rate
+    config.optim.warmup = warmup
+    config.mix.group_size = mix_group_size
+    config.ema_decay = 0.9999
+    return config
+
+
+def imagenet_22k(model: str, *, drop_path_rate: float) -> ConfigDict:
+    """Pre-training on ImageNet-22K, 90 epochs, no average, no evaluation (paper, table 5)."""
+    config = base()
+    config.model.name = model
+    config.model.num_classes = 21841
+    config.model.drop_path_rate = drop_path_rate
+    config.data.name = "imagenet21k"
+    config.data.eval_split = ""
+    config.total = "90 epochs"
+    config.optim.warmup = "5 epochs"
+    config.mix.group_size = 32  # 16 nodes of 8 GPUs
+    return config
+
+
+def finetune(
+    model: str, *, image_size: int, drop_path_rate: float, layer_decay: float
+) -> ConfigDict:
+    """Fine-tuning on ImageNet-1K, 30 epochs (paper, table 6).
+
+    From 22K weights layer decay is .8; from 1K weights, to 384 pixels, .7.
+    """
+    config = base()
+    config.init_from = ""
+    config.model.name = model
+    config.model.drop_path_rate = drop_path_rate
+    config.model.head_init_scale = 0.001
+    config.data.image_size = image_size
+    config.batch_size = 512
+    config.eval_batch_size = 512
+    config.total = "30 epochs"
+    config.optim.learning_rate = 5e-5
+    config.optim.warmup = "0 epochs"
+    config.optim.weight_decay = 1e-8
+    config.optim.layer_decay = layer_decay
+    config.mix.mixup_alpha = 0.0
+    config.mix.cutmix_alpha = 0.0
+    config.mix.group_size = 32
+    return config
+
+
+def v2_finetune(
+    model: str,
+    *,
+    base_learning_rate: float,
+    epochs: int,
+    warmup_epochs: int,
+    layer_decay: float,
+    layer_decay_grouping: str,
+    drop_path_rate: float,
+    image_size: int = 224,
+) -> ConfigDict:
+    """Fine-tuning ConvNeXt V2 on ImageNet-1K from FCMAE weights.
+
+    Args:
+      model: a name of the registry.
+      base_learning_rate: per 256 images, as the authors give it.
+      epochs: in all.
+      warmup_epochs: of them.
+      layer_decay: ratio of learning rates between neighbouring layers.
+      layer_decay_grouping: "single" or "group".
+      drop_path_rate: stochastic depth of the last block.
+      image_size: in pixels.
+    """
+    config = base()
+    config.init_from = ""
+    config.model.name = model
+    config.model.drop_path_rate = drop_path_rate
+    config.model.head_init_scale = 0.001
+    config.data.image_size = image_size
+    config.batch_size = 1024
+    config.eval_batch_size = 1024
+    config.total = f"{epochs} epochs"
+    config.optim.learning_rate = base_learning_rate * config.batch_size / 256
+    config.optim.warmup = f"{warmup_epochs} epochs"
+    config.optim.layer_decay = layer_decay
+    config.optim.layer_decay_grouping = layer_decay_grouping
+    config.ema_decay = 0.9999
+    config.mix.group_size = 32
+    return config
+
+
+def v2_finetune_small(model: str) -> ConfigDict:
+    """ConvNeXt V2 atto, femto, pico and nano: no mixing, more smoothing, much weight decay.
+
+    The authors publish the command for atto; their table gives its learning rate, length and layer
+    decay for all four.
+    """
+    config = v2_finetune(
+        model,
+        base_learning_rate=2e-4,
+        epochs=600,
+        warmup_epochs=0,
+        layer_decay=0.9,
+        layer_decay_grouping="single",
+        drop_path_rate=0.1,
+    )
+    config.optim.weight_decay = 0.3
+    config.mix.mixup_alpha = 0.0
+    config.mix.cutmix_alpha = 0.0
+    config.mix.label_smoothing = 0.2
+    return config
+
+
+def check_fields(config: ConfigDict) -> None:
+    """Holds a config to the fields of `base()`.
+
+    Args:
+      config: what a config file returned.
+
+    Raises:
+      UserError: for the first field that has no meaning or that is missing; it names the nearest.
+    """
+
+    def check(given: ConfigDict, known: ConfigDict, prefix: str) -> None:
+        for key in given:
+            if key not in known:
+                near = difflib.get_close_matches(key, list(known), n=3, cutoff=0.0)
+                raise UserError(
+                    f"{prefix}.{key} is not a field; the nearest are "
+                    + ", ".join(f"{prefix}.{name}" for name in near)
+                )
+        for key in known:
+            if key not in given:
+                raise UserError(
+                    f"{prefix}.{key} is missing; begin from convnext_jax.recipes.base()"
+                )
+            if isinstance(known[key], ConfigDict) and key != "overrides":
+                if not isinstance(given[key], ConfigDict):
+                    raise UserError(f"{prefix}.{key} is {given[key]!r}; it must be a ConfigDict")
+                check(given[key], known[key], f"{prefix}.{key}")
+
+    check(config, base(), "config")
