@@ -33,13 +33,16 @@ def get_config() -> ConfigDict:
     config.data.image_size = 8
     config.data.workers = 0
 
-    config.augment.crop = "pad"
-    config.augment.crop_padding = 1
+    # Of eight pixels a side no crop may lose much, and a mirrored digit is none.
+    config.augment.crop_scale = (0.5, 1.0)
+    config.augment.eval_crop_ratio = 1.0
     config.augment.flip = 0.0
     config.augment.mean = (0.305, 0.305, 0.305)
     config.augment.std = (0.376, 0.376, 0.376)
 
     config.optim.warmup = "5 epochs"
+    config.mix.mixup_alpha = 0.2
+    config.mix.cutmix_alpha = 0.0  # a pasted box hides a stroke of so small an image
     config.mix.group_size = 32
 
     config.log_every = "5 epochs"

@@ -286,6 +286,10 @@ def _nonfinite_message(
     )
 
 
+def _giga(count: int) -> str:
+    return f"{count / 1e9:.3f} G" if count >= 1e9 else f"{count / 1e6:.3f} M"
+
+
 def _start_up(
     config: ConfigDict,
     model: Any,
@@ -308,7 +312,7 @@ def _start_up(
     return {
         "model": f"{config.model.name}, {model.num_classes} classes, {config.model.dtype}",
         "parameters": f"{count_parameters(model, size):,}",
-        "MACs": f"{count_macs(model, size) / 1e9:.3f} G at {size} × {size} pixels",
+        "MACs": f"{_giga(count_macs(model, size))} at {size} × {size} pixels",
         "devices": f"{mesh.size} × {device.device_kind}, {jax.process_count()} processes",
         "mesh": ", ".join(f"{axis} {length}" for axis, length in mesh.shape.items()),
         "batch": f"{config.batch_size}, {config.batch_size // mesh.size} a device"
