@@ -2,9 +2,9 @@
 
     python benchmarks/depthwise.py
 
-Prints milliseconds for the forward pass and for both gradients at the maps of ConvNeXt-T, 8 images of
-224 pixels, and of a small model on 32-pixel images, 128 of them; and the ratio. Every figure is the
-median of its repetitions, the two ways taken in turn.
+Prints milliseconds for the forward pass and for both gradients at the maps of ConvNeXt-T, 8 images
+of 224 pixels, and of a small model on 32-pixel images, 128 of them; and the ratio. Every figure is
+the median of its repetitions, the two ways taken in turn.
 """
 
 import statistics

@@ -2,8 +2,10 @@
 
     python -m convnext_jax.train --config configs/iso_base.py --workdir runs/iso_base
 
-Meant for a TPU slice of 128 chips. Expected top-1: 82.0 % with the whole recipe (paper, table 2);
-without RandAugment and random erasing, which are not part of this library yet, expect less.
+Meant for a TPU slice of 128 chips (32 images a chip); on fewer, raise
+config.optim.accumulation_steps so that batch_size stays 4096. Expected top-1: 82.0 % with the whole
+recipe (paper, table 2). RandAugment and random erasing, which belong to it, are not part of this
+library yet, so expect less.
 """
 
 from ml_collections import ConfigDict

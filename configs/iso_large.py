@@ -2,9 +2,10 @@
 
     python -m convnext_jax.train --config configs/iso_large.py --workdir runs/iso_large
 
-Meant for a TPU slice of 256 chips. Expected top-1: 82.6 % with the whole recipe (paper, table 2);
-without RandAugment and random erasing, which are not part of this library yet, expect less. It
-alone of the three has layer scale.
+Meant for a TPU slice of 256 chips (16 images a chip); on fewer, raise
+config.optim.accumulation_steps so that batch_size stays 4096. Expected top-1: 82.6 % with the whole
+recipe (paper, table 2). RandAugment and random erasing, which belong to it, are not part of this
+library yet, so expect less. It alone of the three isotropic models has layer scale.
 """
 
 from ml_collections import ConfigDict

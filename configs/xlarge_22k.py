@@ -2,10 +2,11 @@
 
     python -m convnext_jax.train --config configs/xlarge_22k.py --workdir runs/xlarge_22k
 
-Meant for a TPU slice of 128 chips or more; the authors took 128 GPUs. The data set must be prepared
-as a TFDS ArrayRecord one of 21,841 classes. There is no held-out part: fine-tuned by
-configs/xlarge_22k_ft_1k.py the published weights give 87.0 % on ImageNet-1K at 224 pixels (paper,
-table 1).
+Meant for a TPU slice of 128 chips (32 images a chip); the authors took 128 GPUs. The data set must
+lie under the TFDS name imagenet21k, as ArrayRecord, with 21,841 classes. Nothing of it is held out;
+expected top-1 on ImageNet-1K at 224 pixels, after configs/xlarge_22k_ft_1k.py: 87.0 % (paper,
+table 1). RandAugment and random erasing, which belong to the recipe, are not part of this library
+yet, so expect less.
 """
 
 from ml_collections import ConfigDict

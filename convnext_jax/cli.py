@@ -1,6 +1,7 @@
 """What the programs share at their border with the shell: configs, and mistakes in one sentence."""
 
 import difflib
+import importlib.util
 import logging
 import re
 import sys
@@ -23,13 +24,58 @@ def field_names(config: ConfigDict, prefix: str = "config") -> list[str]:
     return names
 
 
-def _read(argv: Sequence[str]) -> ConfigDict:
+def _get_config(file: Path, argument: str | None) -> ConfigDict:
+    # Not by ml_collections' own loader, which needs a method that Python is about to drop.
+    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{file} is no Python file; a config is one, with a function get_config()")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{file} has no function get_config(); begin from another file of its kind")
+    if argument is None:
+        config = module.get_config()
+    else:
+        try:
+            config = module.get_config(argument)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{file} does not take {argument!r} after the colon: {error}"
+            ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config() of {file} returned no ConfigDict; begin from recipes.base()")
+    return config
+
+
+def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    # absl knows no flag that is either a number or None, so None is taken out beforehand.
+    base = recipes.base()
+    optional = [name for name in field_names(base) if _value(base, name) is None]
+    cleared: dict[str, bool] = {}
+    typed = []
+    for override in overrides:
+        name, _, value = override.lstrip("-").partition("=")
+        none = name in optional and value == "None"
+        cleared[name] = none
+        if not none:
+            typed.append(override)
+    argv = ["program", *typed]
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
-    rest = values(list(argv))[1:]
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    rest = values(argv)[1:]
     if rest:
         raise UserError(f"{rest[0]!r} is not understood; fields are set by --config.FIELD=VALUE")
-    return holder.value
+    result: ConfigDict = holder.value
+    result.update_from_flattened_dict(
+        {name.removeprefix("config."): None for name, none in cleared.items() if none}
+    )
+    return result
+
+
+def _value(config: ConfigDict, name: str) -> object:
+    for key in name.split(".")[1:]:
+        config = config[key]
+    return config
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -43,9 +89,11 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
       The config, its fields checked against `recipes.base()`.
 
     Raises:
-      UserError: if there is no such file, no such field, or a value is of another type.
+      UserError: if there is no such file, no such field, or a value is of another type, or if the
+        file does not take what follows the colon.
     """
-    file = Path(path.split(":", 1)[0])
+    name, colon, argument = path.partition(":")
+    file = Path(name)
     if not file.is_file():
         there = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
         near = difflib.get_close_matches(str(file), there, n=3, cutoff=0.0)
@@ -53,19 +101,19 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
             f"there is no config file {file}"
             + (f"; the nearest are {', '.join(near)}" if near else "")
         )
-    config = _read(["program", f"--config={path}"])
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"get_config() of {file} returned no ConfigDict; begin from recipes.base()")
+    config = _get_config(file, argument if colon else None)
     recipes.check_fields(config)
     known = field_names(config)
     for override in overrides:
         match = re.match(r"--?(?:no)?(config\.[\w.]+)", override)
         if override.startswith("-") and (not match or match[1] not in known):
-            name = match[1] if match else override
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
-            raise UserError(f"{name} is not a field of {file}; the nearest are {', '.join(near)}")
+            field = match[1] if match else override
+            near = difflib.get_close_matches(field, known, n=3, cutoff=0.0)
+            raise UserError(f"{field} is not a field of {file}; the nearest are {', '.join(near)}")
     try:
-        return _read(["program", f"--config={path}", *overrides])
+        return _override(config, overrides)
+    except UserError:
+        raise
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(f"a field's value is of the wrong type: {error}") from error
 

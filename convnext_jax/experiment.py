@@ -136,7 +136,8 @@ def build_mixing(config: ConfigDict) -> MixConfig:
         if not 0 <= getattr(mixing, field) <= high:
             raise UserError(f"config.mix.{field} is {getattr(mixing, field)}; it must be in [0, 1]")
     mixes = mixing.prob > 0 and (mixing.mixup_alpha > 0 or mixing.cutmix_alpha > 0)
-    if mixes and mixing.group_size and config.batch_size % mixing.group_size:
+    group = min(mixing.group_size or config.batch_size, config.batch_size)
+    if mixes and config.batch_size % group:
         raise UserError(
             f"config.mix.group_size = {mixing.group_size} does not divide config.batch_size = "
             f"{config.batch_size}; give a divisor, or 0 to mix the whole batch under one λ"

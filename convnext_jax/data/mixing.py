@@ -24,7 +24,7 @@ class MixConfig(NamedTuple):
       prob: probability that a group is mixed at all.
       switch_prob: probability of cutmix, where both are on.
       label_smoothing: s; off-value s/K, on-value 1 - s + s/K.
-      group_size: images under one λ; 0 for the whole batch.
+      group_size: images under one λ; 0, or more than there are, for the whole batch.
     """
 
     mixup_alpha: float = 0.8
@@ -103,7 +103,7 @@ def mix(
     if config.prob == 0 or (config.mixup_alpha == 0 and config.cutmix_alpha == 0):
         return images, targets
     batch, height, width, channels = images.shape
-    group = config.group_size or batch
+    group = min(config.group_size or batch, batch)
     if batch % group:
         raise UserError(
             f"config.mix.group_size = {group} does not divide the batch of {batch} images; "

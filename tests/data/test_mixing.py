@@ -134,6 +134,11 @@ def test_does_not_depend_on_the_number_of_devices():
         np.testing.assert_allclose(targets, results[0][1], rtol=1e-6)
 
 
+def test_a_group_larger_than_the_batch_is_the_batch():
+    for a, b in zip(one_group(0, group_size=128), one_group(0, group_size=0), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_group_must_divide_the_batch():
     with pytest.raises(UserError, match=r"group_size = 3 does not divide the batch of 8"):
         one_group(0, group_size=3)
