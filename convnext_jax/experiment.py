@@ -84,12 +84,18 @@ def build_model(config: ConfigDict, num_classes: int) -> ConvNeXt:
       UserError: for an unknown name, dtype or argument.
     """
     fields = config.model
+    if fields.num_classes is not None and fields.num_classes < num_classes:
+        raise UserError(
+            f"config.model.num_classes = {fields.num_classes}, but the data set has {num_classes} "
+            "classes; give at least that many, or None for just these"
+        )
+    size = config.data.image_size
     if fields.dtype not in _DTYPES:
         raise UserError(
             f"config.model.dtype is {fields.dtype!r}; it must be one of {', '.join(_DTYPES)}"
         )
     try:
-        return create_model(
+        model = create_model(
             fields.name,
             num_classes=num_classes if fields.num_classes is None else fields.num_classes,
             drop_path_rate=fields.drop_path_rate,
@@ -100,6 +106,13 @@ def build_model(config: ConfigDict, num_classes: int) -> ConvNeXt:
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"config.model: {error}") from error
+    if size < model.strides[-1]:
+        raise UserError(
+            f"config.data.image_size = {size}, but the stride of this model is "
+            f"{model.strides[-1]}; give at least that, or a smaller "
+            "config.model.overrides.stem_stride"
+        )
+    return model
 
 
 def build_optimizer(
@@ -151,6 +164,11 @@ def check_batch_sizes(config: ConfigDict, devices: int) -> None:
     Raises:
       UserError: if a batch can't be cut into equal parts, or micro-batches.
     """
+    if config.optim.accumulation_steps < 1:
+        raise UserError(
+            f"config.optim.accumulation_steps = {config.optim.accumulation_steps}; it must be 1 or "
+            "more"
+        )
     for field, parts, what in (
         ("batch_size", devices, f"{devices} devices"),
         ("eval_batch_size", devices, f"{devices} devices"),

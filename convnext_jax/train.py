@@ -63,6 +63,8 @@ def train(
       RunStoppedError: at a loss or gradient that is not finite, unless the config skips such steps.
     """
     workdir = Path(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file; give a directory")
     process, processes = jax.process_index(), jax.process_count()
 
     # Data. Opened first, since most mistakes are made there.
@@ -79,27 +81,30 @@ def train(
     image_shape = (config.data.image_size, config.data.image_size, 3)
     abstract = abstract_state(model, optimizer, image_shape, mesh, ema=config.ema_decay is not None)
 
-    # The workdir must be this run's own, from its first start on.
+    transform = experiment.train_transform(config)
     if config.init_from == "":
         raise UserError(
             "this recipe fine-tunes: say from what by --config.init_from=WORKDIR (a run of this "
             "program), or --config.init_from=None to start from random weights"
         )
     settings = config.to_dict()
-    check_config(
-        workdir,
-        settings,
-        allow=allow_config_change,
-        ignore=FREE_FIELDS,
-        how_to_allow="give --allow_config_change",
-    )
     score = "ema_accuracy" if config.ema_decay is not None else "accuracy"
     checkpointer = Checkpointer(
         workdir / "checkpoints",
         max_to_keep=config.checkpoints_kept,
         best_metric="score",
     )
-    with checkpointer:
+    with contextlib.ExitStack() as exits:
+        exits.enter_context(checkpointer)
+        # The workdir must be this run's own. One without a checkpoint holds nothing that another
+        # config could spoil, so a run that failed at once may be corrected.
+        check_config(
+            workdir,
+            settings,
+            allow=allow_config_change or checkpointer.latest_step() is None,
+            ignore=FREE_FIELDS,
+            how_to_allow="give --allow_config_change",
+        )
         # State: the newest whole checkpoint, or a fresh one, under its shardings from the start.
         identity = {"train": source.identity} | (
             {"eval": eval_source.identity} if eval_source is not None else {}
@@ -133,9 +138,16 @@ def train(
             start_step=start,
             chrono_state=chrono_state,
         )
+        exits.callback(reporter.close)
         reporter.start_up(
             _start_up(config, model, mesh, source, eval_source, steps, start, workdir)
         )
+
+        if start == steps.total:
+            reporter.message(
+                f"this run is finished: config.total is {config.total!r}. To train on, give "
+                "another --workdir, or a larger config.total and --allow_config_change\n"
+            )
 
         train_step = jit_train_step(
             make_train_step(
@@ -191,7 +203,7 @@ def train(
         recent: list[tuple[int, dict[str, jax.Array]]] = []
         host_batches = train_loader(
             source,
-            experiment.train_transform(config),
+            transform,
             batch_size=config.batch_size,
             seed=config.seed,
             start_step=start,
@@ -223,7 +235,7 @@ def train(
             reporter.train(fetched[-1][0], line)
 
         metrics: dict[str, float] = {}
-        with contextlib.closing(host_batches), contextlib.closing(reporter):
+        with contextlib.closing(host_batches):
             batches = sharding.prefetch_to_device(host_batches, batch_sharding, ("image", "label"))
             for step in range(start, steps.total):
                 with chrono.waiting_for_data():
@@ -281,8 +293,8 @@ def _nonfinite_message(
     )
     return (
         f"step {done}: the loss is {metrics['loss']}, the gradient's norm {metrics['grad_norm']}; "
-        f"{where}. Go on from there with a lower --config.optim.learning_rate, or with "
-        "--config.on_nonfinite=skip to leave such steps out"
+        f"{where}. Start again with --allow_config_change and a lower "
+        "--config.optim.learning_rate, or --config.on_nonfinite=skip to leave such steps out"
     )
 
 

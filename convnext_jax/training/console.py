@@ -37,6 +37,8 @@ def metric(name: str, value: float) -> str:
     """A metric with its name; accuracies (`accuracy`, `top5`) are given in percent."""
     if "accuracy" in name or "top" in name:
         shown = f"{value:.2%}"
+    elif isinstance(value, int):
+        shown = number(value)
     else:
         shown = f"{value:.4f}" if 1e-2 <= abs(value) < 1e4 else number(value)
     return f"{name.replace('_', ' ')} {shown}"
