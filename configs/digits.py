@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config = recipes.base()
     config.batch_size = 128
     config.eval_batch_size = 360
-    config.total = "100 epochs"
+    config.total = "160 epochs"
     config.ema_decay = 0.99
 
     config.model.name = "convnext_atto"
@@ -34,18 +34,18 @@ def get_config() -> ConfigDict:
     config.data.workers = 0
 
     # Of eight pixels a side no crop may lose much, and a mirrored digit is none.
-    config.augment.crop_scale = (0.5, 1.0)
+    config.augment.crop_scale = (0.4, 1.0)
     config.augment.eval_crop_ratio = 1.0
     config.augment.flip = 0.0
     config.augment.mean = (0.305, 0.305, 0.305)
     config.augment.std = (0.376, 0.376, 0.376)
 
     config.optim.warmup = "5 epochs"
-    config.mix.mixup_alpha = 0.2
+    config.mix.mixup_alpha = 0.4
     config.mix.cutmix_alpha = 0.0  # a pasted box hides a stroke of so small an image
     config.mix.group_size = 32
 
-    config.log_every = "5 epochs"
-    config.eval_every = "10 epochs"
-    config.checkpoint_every = "10 epochs"
+    config.log_every = "10 epochs"
+    config.eval_every = "20 epochs"
+    config.checkpoint_every = "20 epochs"
     return config

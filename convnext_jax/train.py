@@ -18,10 +18,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from convnext_jax import cli, experiment
-from convnext_jax.analysis.macs import count_macs, count_parameters
-from convnext_jax.data.loader import eval_loader, eval_steps, train_loader
-from convnext_jax.data.sources import Source
+from convnext_jax.data.loader import eval_loader, train_loader
 from convnext_jax.errors import RunStoppedError, UserError
+from convnext_jax.start_up import start_up_report
 from convnext_jax.training import sharding
 from convnext_jax.training.checkpoints import Checkpointer
 from convnext_jax.training.evaluation import evaluate
@@ -140,7 +139,9 @@ def train(
         )
         exits.callback(reporter.close)
         reporter.start_up(
-            _start_up(config, model, mesh, source, eval_source, steps, start, workdir)
+            start_up_report(
+                config, model, mesh, source, eval_source, steps, start=start, workdir=workdir
+            )
         )
 
         if start == steps.total:
@@ -178,7 +179,7 @@ def train(
             "on_bad_image": config.data.on_bad_image,
         }
 
-        def evaluate_split(params: Any) -> dict[str, float]:
+        def evaluate_state(state: TrainState) -> dict[str, float]:
             assert eval_source is not None
             host_batches = eval_loader(
                 eval_source,
@@ -189,14 +190,7 @@ def train(
             with contextlib.closing(host_batches):
                 fields = ("image", "label", "mask")
                 batches = sharding.prefetch_to_device(host_batches, batch_sharding, fields)
-                return evaluate(eval_step, params, batches)
-
-        def evaluate_state(state: TrainState) -> dict[str, float]:
-            metrics = evaluate_split(state.params)
-            if state.ema_params is not None:
-                averaged = evaluate_split(state.ema_params)
-                metrics |= {f"ema_{name}": averaged[name] for name in ("accuracy", "top5", "loss")}
-            return metrics
+                return evaluate(eval_step, state.params, batches, state.ema_params)
 
         # The loop. Metrics stay on the devices until they are wanted.
         chrono = reporter.chrono
@@ -296,44 +290,6 @@ def _nonfinite_message(
         f"{where}. Start again with --allow_config_change and a lower "
         "--config.optim.learning_rate, or --config.on_nonfinite=skip to leave such steps out"
     )
-
-
-def _giga(count: int) -> str:
-    return f"{count / 1e9:.3f} G" if count >= 1e9 else f"{count / 1e6:.3f} M"
-
-
-def _start_up(
-    config: ConfigDict,
-    model: Any,
-    mesh: jax.sharding.Mesh,
-    source: Source,
-    eval_source: Source | None,
-    steps: experiment.Durations,
-    start: int,
-    workdir: Path,
-) -> dict[str, str]:
-    size = config.data.image_size
-    device = jax.devices()[0]
-    micro = config.batch_size // mesh.size // config.optim.accumulation_steps
-    evaluation = "none"
-    if eval_source is not None:
-        evaluation = (
-            f"{len(eval_source):,} images of {eval_source.identity['split']!r}, "
-            f"{eval_steps(len(eval_source), config.eval_batch_size)} steps"
-        )
-    return {
-        "model": f"{config.model.name}, {model.num_classes} classes, {config.model.dtype}",
-        "parameters": f"{count_parameters(model, size):,}",
-        "MACs": f"{_giga(count_macs(model, size))} at {size} × {size} pixels",
-        "devices": f"{mesh.size} × {device.device_kind}, {jax.process_count()} processes",
-        "mesh": ", ".join(f"{axis} {length}" for axis, length in mesh.shape.items()),
-        "batch": f"{config.batch_size}, {config.batch_size // mesh.size} a device"
-        + (f" in micro-batches of {micro}" if config.optim.accumulation_steps > 1 else ""),
-        "training set": f"{len(source):,} images of {config.data.name} {config.data.train_split!r}",
-        "evaluation set": evaluation,
-        "steps": f"{steps.total:,} ({steps.steps_per_epoch:,} an epoch, warm-up {steps.warmup:,})",
-        "workdir": f"{workdir}, {f'resumed at step {start:,}' if start else 'a new run'}",
-    }
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ image depends on its place in the global batch, not on the number of devices.
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -97,8 +98,11 @@ def mix(
       Images of the same shape and dtype, and float32 soft targets (B, K) with rows of sum 1.
 
     Raises:
+      AssertionError: if images and labels have not these shapes.
       UserError: if the group size does not divide the batch.
     """
+    chex.assert_rank(images, 4)
+    chex.assert_shape(labels, (images.shape[0],))
     targets = smooth_one_hot(labels, num_classes, config.label_smoothing)
     if config.prob == 0 or (config.mixup_alpha == 0 and config.cutmix_alpha == 0):
         return images, targets

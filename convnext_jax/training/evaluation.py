@@ -15,31 +15,37 @@ def evaluate(
     eval_step: Callable[[PyTree, dict[str, jax.Array]], dict[str, jax.Array]],
     params: PyTree,
     batches: Iterable[dict[str, jax.Array]],
+    ema_params: PyTree = None,
 ) -> dict[str, float]:
-    """Evaluates parameters over a whole split.
+    """Evaluates parameters, and their average beside them, in one pass over a whole split.
 
     Args:
       eval_step: from `make_eval_step`, jitted; it returns sums.
       params: parameter tree.
       batches: global batches with a mask; the same number on every process.
+      ema_params: the average, or None.
 
     Returns:
-      "accuracy" (top-1) and "top5" as fractions, "loss", the mean cross entropy, and "examples".
+      "accuracy" (top-1) and "top5" as fractions, "loss", the mean cross entropy, and "examples"; of
+      the average "ema_accuracy", "ema_top5" and "ema_loss".
 
     Raises:
       UserError: if not one example counted.
     """
+    weights = {"": params} | ({} if ema_params is None else {"ema_": ema_params})
     total = None
     for batch in batches:
-        sums = eval_step(params, batch)
+        sums = {prefix: eval_step(tree, batch) for prefix, tree in weights.items()}
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-    host = jax.device_get(total) if total is not None else {"count": 0.0}
-    count = float(host["count"])
+    host: dict[str, Any] = jax.device_get(total) if total is not None else {"": {"count": 0.0}}
+    count = float(host[""]["count"])
     if not count:
         raise UserError("the evaluation split holds no image that can be read; look at its files")
-    return {
-        "accuracy": float(host["top1"]) / count,
-        "top5": float(host["top5"]) / count,
-        "loss": float(host["loss"]) / count,
-        "examples": int(count),
-    }
+    metrics: dict[str, float] = {}
+    for prefix, averages in host.items():
+        metrics |= {
+            f"{prefix}accuracy": float(averages["top1"]) / count,
+            f"{prefix}top5": float(averages["top5"]) / count,
+            f"{prefix}loss": float(averages["loss"]) / count,
+        }
+    return {**metrics, "examples": int(count)}

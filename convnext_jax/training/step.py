@@ -7,6 +7,7 @@ know the state and the model, and nothing of files, clocks or processes.
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ def soft_target_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Arra
     Returns:
       float32 scalar.
     """
+    chex.assert_equal_shape([logits, targets])
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets).mean()
 
 
@@ -96,6 +98,7 @@ def make_train_step(
 
     Raises:
       UserError: when traced, if accumulation_steps does not divide the batch.
+      AssertionError: when traced, if the batch has other types or shapes.
     """
 
     def loss_fn(params: PyTree, images: jax.Array, targets: jax.Array, key: jax.Array) -> jax.Array:
@@ -125,6 +128,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         size = batch["image"].shape[0]
+        chex.assert_type([batch["image"], batch["label"]], [jnp.uint8, jnp.int32])
         if size % accumulation_steps:
             raise UserError(
                 f"config.optim.accumulation_steps = {accumulation_steps} does not divide the batch "
