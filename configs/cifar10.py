@@ -10,7 +10,10 @@ is read by
 
 with the folder's own val or test part where it has one, a seeded tenth of it otherwise.
 
-Meant for one GPU or TPU chip, or for two CPU cores and three hours. Expected top-1: TO BE MEASURED.
+Meant for one GPU or TPU chip, or for two CPU cores and some hours. Expected top-1: not known at
+this length. Measured: 58.3 % of a folder's 5,000 held-out images (40.3 % after the first epoch)
+with --config.total='7 epochs' --config.optim.warmup='0.5 epochs', 53 minutes of training on two
+cores that had other work besides; the average, whose memory is 1,000 of those 2,457 steps, 54.0 %.
 """
 
 from ml_collections import ConfigDict

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config = recipes.base()
     config.batch_size = 128
     config.eval_batch_size = 360
-    config.total = "160 epochs"
+    config.total = "200 epochs"
     config.ema_decay = 0.99
 
     config.model.name = "convnext_atto"
