@@ -266,7 +266,7 @@ STEPS = {
     ("imagenet2012", "100 epochs", "20 epochs", 1024): (1_251, 125_100, 25_020),
     ("imagenet2012", "50 epochs", "10 epochs", 1024): (1_251, 62_550, 12_510),
     ("cifar10", "50 epochs", "5 epochs", 128): (390, 19_500, 1_950),
-    ("digits", "100 epochs", "5 epochs", 128): (11, 1_100, 55),
+    ("digits", "200 epochs", "5 epochs", 128): (11, 2_200, 55),
 }
 
 
