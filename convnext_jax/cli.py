@@ -111,11 +111,13 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
             near = difflib.get_close_matches(field, known, n=3, cutoff=0.0)
             raise UserError(f"{field} is not a field of {file}; the nearest are {', '.join(near)}")
     try:
-        return _override(config, overrides)
+        config = _override(config, overrides)
     except UserError:
         raise
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(f"a field's value is of the wrong type: {error}") from error
+    recipes.check_values(config)
+    return config
 
 
 def run(program: Callable[[Sequence[str]], object], argv: Sequence[str] | None = None) -> int:

@@ -207,6 +207,44 @@ def v2_finetune_small(model: str) -> ConfigDict:
     return config
 
 
+# Bounds, both included, of numbers that would otherwise train on nonsense without a word.
+_BOUNDS = {
+    "ema_decay": (0.0, 1.0),
+    "optim.learning_rate": (0.0, float("inf")),
+    "optim.min_learning_rate": (0.0, float("inf")),
+    "optim.weight_decay": (0.0, float("inf")),
+    "optim.b1": (0.0, 1.0),
+    "optim.b2": (0.0, 1.0),
+    "augment.flip": (0.0, 1.0),
+    "data.validation_fraction": (0.0, 1.0),
+    "mix.mixup_alpha": (0.0, float("inf")),
+    "mix.cutmix_alpha": (0.0, float("inf")),
+}
+
+
+def check_values(config: ConfigDict) -> None:
+    """Holds a config's numbers to their bounds.
+
+    Args:
+      config: one whose fields have been checked.
+
+    Raises:
+      UserError: for the first number out of bounds, or a mean or std that is not one per channel.
+    """
+    for name, (low, high) in _BOUNDS.items():
+        section, _, key = name.rpartition(".")
+        value = (config[section] if section else config)[key]
+        if value is not None and not low <= value <= high:
+            wanted = f"{low:g} or more" if high == float("inf") else f"in [{low:g}, {high:g}]"
+            raise UserError(f"config.{name} is {value}; it must be {wanted}")
+    for key in ("mean", "std"):
+        if len(config.augment[key]) != 3:
+            raise UserError(
+                f"config.augment.{key} is {tuple(config.augment[key])}; it must hold three, "
+                "one per colour channel"
+            )
+
+
 def check_fields(config: ConfigDict) -> None:
     """Holds a config to the fields of `base()`.
 

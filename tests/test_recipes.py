@@ -1,0 +1,24 @@
+import pytest
+
+from convnext_jax import recipes
+from convnext_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ema_decay", 2.0),
+        ("optim.learning_rate", -1.0),
+        ("optim.b1", 1.5),
+        ("augment.flip", 3.0),
+        ("data.validation_fraction", 2.0),
+        ("mix.mixup_alpha", float("nan")),
+        ("augment.mean", (0.5, 0.5)),
+    ],
+)
+def test_a_number_out_of_bounds_names_its_field(field, value):
+    config = recipes.base()
+    recipes.check_values(config)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=f"config.{field} is .* it must"):
+        recipes.check_values(config)
