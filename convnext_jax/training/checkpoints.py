@@ -1,9 +1,10 @@
 """Checkpoints by Orbax: written in the background, kept by count and metric, restored on any mesh.
 
-This is the only file that imports Orbax. It stands on `orbax.checkpoint.CheckpointManager` and its
-handlers, not on `orbax.checkpoint.experimental.v1`: in 0.12 the latter still says of itself that it
-is "subject to change without notice", and its `Checkpointer` drives this same manager and writes
-the same format, so a later move costs this file alone and no checkpoint.
+This file and `checkpoint_reading.py` alone import Orbax. They stand on
+`orbax.checkpoint.CheckpointManager` and its handlers, not on `orbax.checkpoint.experimental.v1`: in
+0.12 the latter still says of itself that it is "subject to change without notice", and its
+`Checkpointer` drives this same manager and writes the same format, so a later move costs these
+files alone and no checkpoint.
 
 One checkpoint is one directory named by its step::
 
@@ -16,15 +17,13 @@ checkpoint that a killed run left half-written is told from a whole one.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import math
 import os
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -35,19 +34,13 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from convnext_jax.errors import UserError
+from convnext_jax.training import checkpoint_reading
+from convnext_jax.training.checkpoint_reading import METADATA, STATE
 from convnext_jax.training.workdir import absolute_path
 
 _log = logging.getLogger("convnext_jax")
 
-_STATE = "state"
-_METADATA = "metadata"
 _STEP_NAME = re.compile(r"(0|[1-9]\d*)(\.orbax-checkpoint-tmp.*)?")
-# What a storage system answers when the checkpoint may be whole but cannot be had now. Falling
-# back to an older one on these would throw work away without need.
-_NOT_DAMAGE = re.compile(
-    "PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED"
-)
-_LEAVES_SHOWN = 5
 _SOUND, _DAMAGED, _FAILED = range(3)  # what a process made of a checkpoint, the worst last
 
 
@@ -151,16 +144,18 @@ class Checkpointer:
         Raises:
           UserError: if the checkpoint can't be read.
         """
-        path = self.directory / str(step)
-        handler = ocp.PyTreeCheckpointHandler()
-        try:
-            return handler.metadata(path / _STATE).tree
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"the checkpoint {path} can't be read ({_damage(error)}); take another"
-            ) from error
-        finally:
-            handler.close()
+        return checkpoint_reading.shapes(self.directory / str(step))
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """What the caller of `save` gave as metadata, without reading any array.
+
+        Args:
+          step: one of `all_steps()`.
+
+        Raises:
+          UserError: if the checkpoint can't be read.
+        """
+        return checkpoint_reading.metadata(self.directory / str(step))
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the platform has announced, to any process, that this job will be stopped.
@@ -208,7 +203,7 @@ class Checkpointer:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    **{_STATE: ocp.args.PyTreeSave(state), _METADATA: ocp.args.JsonSave(beside)}
+                    **{STATE: ocp.args.PyTreeSave(state), METADATA: ocp.args.JsonSave(beside)}
                 ),
                 # The caller decides when to save; also at a step before a damaged newer one.
                 force=True,
@@ -295,7 +290,7 @@ class Checkpointer:
 
     def _stored_metrics(self, step: int) -> dict[str, float]:
         try:
-            return dict(_read_json(self.directory / str(step))["metrics"])
+            return dict(checkpoint_reading.read_beside(self.directory / str(step))["metrics"])
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
@@ -314,26 +309,12 @@ class Checkpointer:
         """(state, metadata, None), or what is damaged as the third; every process agrees."""
         path = self.directory / str(step)
         state, metadata, failure = None, {}, None
-        # The handlers themselves, since `CheckpointManager.restore` ends in a barrier, at which
-        # the other processes would hang when one of them cannot read its shards.
-        handler = ocp.PyTreeCheckpointHandler()
         try:
-            metadata = dict(_read_json(path)["metadata"])
-            how = ocp.checkpoint_utils.construct_restore_args(abstract_state)
-            with jax.transfer_guard("allow"), _silent_stragglers():
-                saved = _leaves(handler.metadata(path / _STATE).tree)
-                _check_fit(path, saved, _leaves(abstract_state), partial)
-                state = handler.restore(
-                    path / _STATE,
-                    args=ocp.args.PyTreeRestore(
-                        item=abstract_state, restore_args=how, partial_restore=partial
-                    ),
-                )
+            metadata = checkpoint_reading.read_beside(path)["metadata"]
+            state = checkpoint_reading.read_state(path, abstract_state, partial=partial)
         except Exception as error:  # Orbax raises bare `Exception` when an array cannot be read.
             failure = error
-        finally:
-            handler.close()
-        damage = None if failure is None else _damage(failure)
+        damage = None if failure is None else checkpoint_reading.describe_damage(failure)
         if jax.process_count() > 1:
             mine = _SOUND if failure is None else _DAMAGED if damage is not None else _FAILED
             every = multihost_utils.process_allgather(np.asarray(mine))
@@ -379,25 +360,6 @@ class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
         return [step in keep for step in steps]
 
 
-@contextlib.contextmanager
-def _silent_stragglers() -> Iterator[None]:
-    """Keeps quiet about array reads that end after another array's failure has ended the restore.
-
-    Orbax reads all arrays at once on an event loop that it closes at the first failure; each of
-    the others then reports to stderr that the loop is closed, when no one waits for it any more.
-    Such reports may come long after the failure, so then the hook stays in place.
-    """
-    previous = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            previous(unraisable)
-
-    sys.unraisablehook = hook
-    yield
-    sys.unraisablehook = previous
-
-
 def _names(directory: epath.Path) -> list[str]:
     return [path.name for path in directory.iterdir()] if directory.exists() else []
 
@@ -408,61 +370,3 @@ def _unused(path: epath.Path) -> epath.Path:
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
-
-
-def _read_json(path: epath.Path) -> Mapping[str, Any]:
-    return ocp.JsonCheckpointHandler().restore(path / _METADATA)
-
-
-def _damage(error: BaseException) -> str | None:
-    """One line on what is wrong with the checkpoint, or None if the fault is not its own."""
-    if isinstance(error, UserError | MemoryError | jax.errors.JaxRuntimeError):
-        return None
-    while error.__cause__ is not None:
-        error = error.__cause__
-    away = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-    if away or _NOT_DAMAGE.search(str(error)):
-        return None
-    line = f"{type(error).__name__}: {str(error).strip()}".split("\n", 1)[0]
-    return line if len(line) <= 200 else line[:197] + "..."
-
-
-def _leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Maps "params/stem/kernel" to (shape, dtype's name); typed keys show as their raw data.
-
-    Orbax stores dataclasses and named tuples as mappings and all sequences as lists, so only the
-    names along the path are compared, not the containers.
-    """
-    leaves = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = "/".join(
-            str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path
-        )
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.eval_shape(jax.random.key_data, leaf)
-        leaves[name] = (tuple(leaf.shape), np.dtype(leaf.dtype).name)
-    return leaves
-
-
-def _check_fit(
-    path: epath.Path,
-    saved: Mapping[str, tuple[tuple[int, ...], str]],
-    asked: Mapping[str, tuple[tuple[int, ...], str]],
-    partial: bool,
-) -> None:
-    def text(leaf: tuple[tuple[int, ...], str] | None) -> str:
-        return "absent" if leaf is None else f"{leaf[1]}{list(leaf[0])}"
-
-    names = asked if partial else dict.fromkeys([*asked, *saved])
-    wrong = [name for name in names if asked.get(name) != saved.get(name)]
-    if wrong:
-        lines = [
-            f"\n  {name}: {text(saved.get(name))} in the checkpoint, {text(asked.get(name))} here"
-            for name in wrong[:_LEAVES_SHOWN]
-        ]
-        if len(wrong) > _LEAVES_SHOWN:
-            lines.append(f"\n  and {len(wrong) - _LEAVES_SHOWN} more")
-        raise UserError(
-            f"the checkpoint {path} does not fit this model and optimizer, {len(wrong)} leaves "
-            f"differ; use the config that it was trained with, or a new workdir:{''.join(lines)}"
-        )

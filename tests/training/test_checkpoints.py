@@ -19,7 +19,7 @@ from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from convnext_jax.errors import UserError
-from convnext_jax.training import checkpoints
+from convnext_jax.training import checkpoint_reading
 from convnext_jax.training.checkpoints import Checkpointer
 
 
@@ -311,7 +311,7 @@ def test_a_checkpoint_out_of_reach_is_not_taken_for_damaged(tmp_path, monkeypatc
         raise error
 
     with Checkpointer(tmp_path) as checkpointer:
-        monkeypatch.setattr(checkpoints, "_read_json", unreachable)
+        monkeypatch.setattr(checkpoint_reading, "read_beside", unreachable)
         with pytest.raises(type(error), match=str(error)):
             checkpointer.restore(abstract(make_state()))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
