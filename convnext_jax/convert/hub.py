@@ -16,7 +16,7 @@ _NAME = re.compile(
 
 
 def fetch_from_hub(source: str, cache_dir: Path | None = None) -> Path:
-    """Brings a weights file, its shards and its `config.json` into the hub's cache.
+    """Brings a weights file, its shards and the configs beside it into the hub's cache.
 
     Args:
       source: `hf://owner/name`, with `@revision` (a "/" in it as "%2F") and the file's path behind
@@ -55,8 +55,7 @@ def fetch_from_hub(source: str, cache_dir: Path | None = None) -> Path:
             if repository.get(folder + shard) is None:
                 raise UserError(f"{source}: {path.name} lists {shard}, which cannot be had")
     for name in CONFIG_NAMES:
-        if repository.get(folder + name) is not None:
-            break
+        repository.get(folder + name)
     return path
 
 

@@ -18,7 +18,7 @@ USUAL_NAMES = (
     "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
 )
-CONFIG_NAMES = ("config.json", "open_clip_config.json")
+CONFIG_NAMES = ("config.json", "open_clip_config.json", "preprocessor_config.json")
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _INDEX_SUFFIX = ".index.json"
@@ -34,13 +34,13 @@ class WeightFiles:
       files: one, or the shards in the order of their names.
       weight_map: tensor -> name of its shard; empty where there is one file.
       index: the file that the map is from.
-      config: the `config.json` beside them, if there is one.
+      configs: the files of `CONFIG_NAMES` beside them, by their names without ".json".
     """
 
     files: tuple[Path, ...]
     weight_map: Mapping[str, str] = field(default_factory=dict)
     index: Path | None = None
-    config: Path | None = None
+    configs: Mapping[str, Path] = field(default_factory=dict)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -96,8 +96,9 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _config_beside(path: Path) -> Path | None:
-    return next((p for name in CONFIG_NAMES if (p := path.parent / name).is_file()), None)
+def _configs_beside(path: Path) -> dict[str, Path]:
+    candidates = (path.parent / name for name in CONFIG_NAMES)
+    return {config.stem: config for config in candidates if config.is_file()}
 
 
 def _choose(directory: Path) -> Path:
@@ -132,9 +133,9 @@ def locate(path: Path) -> WeightFiles:
         path = _choose(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}; a hub name is written hf://owner/name")
-    config = _config_beside(path)
+    configs = _configs_beside(path)
     if not path.name.endswith(_INDEX_SUFFIX):
-        return WeightFiles((path,), config=config)
+        return WeightFiles((path,), configs=configs)
     weight_map = read_weight_map(path)
     files = tuple(path.parent / name for name in sorted(set(weight_map.values())))
     missing = [file.name for file in files if not file.is_file()]
@@ -143,4 +144,4 @@ def locate(path: Path) -> WeightFiles:
             f"{path} lists {len(files)} files of which {len(missing)} are not beside it: "
             f"{', '.join(missing[:8])}; download them too"
         )
-    return WeightFiles(files, weight_map, path, config)
+    return WeightFiles(files, weight_map, path, configs)

@@ -39,8 +39,9 @@ class WeightsFile:
       num_bytes: of the files together.
       metadata: "format" ("torch-zip", "torch-legacy" or "safetensors"); "group", which dict inside
         was taken ("" for the object itself, "model_ema"); "prefix", what was taken off every name
-        ("" or "module."); "config", the content of the `config.json` beside the file, if there is
-        one; "safetensors", that format's own metadata, if there is any.
+        ("" or "module."); "config", "preprocessor_config" and "open_clip_config", the content of
+        the JSON files of these names beside the file, where there are any; "safetensors", that
+        format's own metadata, if there is any.
     """
 
     tensors: Mapping[str, np.ndarray]
@@ -159,8 +160,8 @@ def read_weights(
     metadata = {key: value for part in reversed(parts) for key, value in part.metadata.items()}
     prefix = common_wrapper(tensors)
     metadata["prefix"] = prefix
-    if files.config is not None:
-        metadata["config"] = read_json(files.config)
+    for name, config in files.configs.items():
+        metadata[name] = read_json(config)
     return WeightsFile(
         tensors={name.removeprefix(prefix): array for name, array in tensors.items()},
         source=str(source),

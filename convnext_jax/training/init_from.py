@@ -1,83 +1,150 @@
-"""Starting from the weights of another run: for fine-tuning, and for a larger resolution."""
+"""Starting from stored weights: for fine-tuning, and for a larger resolution."""
 
 import dataclasses
 import logging
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from convnext_jax.errors import UserError
-from convnext_jax.training.checkpoints import Checkpointer
 from convnext_jax.training.state import TrainState
 
 PyTree = Any
 
 _log = logging.getLogger("convnext_jax")
 
-
-def _checkpoint_directory(path: str) -> Path:
-    root = Path(path).expanduser()
-    for candidate in (root / "checkpoints", root):
-        if candidate.is_dir():
-            return candidate
-    raise UserError(
-        f"config.init_from is {path!r}, and there is no such directory; give the workdir of a run"
-    )
+# What published encoders may lack, and what another number of classes replaces.
+_MAY_BE_NEW = re.compile(r"head|norm|feature_norm_\d+")
 
 
-def start_from(state: TrainState, path: str) -> TrainState:
-    """Puts the weights of another run's checkpoint in place of the initial ones.
+class StoredWeights(Protocol):
+    """Parameters that lie somewhere: in a checkpoint of this library, or in a foreign file.
 
-    The best checkpoint is taken, where the run has evaluated, else the newest; of it the moving
-    average, where there is one, else the raw weights. A head for another number of classes is not
-    taken over: this state's own fresh head stays, and the log says so. All else must fit.
+    Attributes:
+      description: what they are and where, for messages.
+      shapes: the tree "params"; every leaf has a `shape` and a `dtype`.
+    """
+
+    @property
+    def description(self) -> str:
+        """What they are and where."""
+
+    @property
+    def shapes(self) -> PyTree:
+        """The tree "params"."""
+
+    def restore(self, abstract: PyTree) -> PyTree:
+        """Reads a part of the tree.
+
+        Args:
+          abstract: nested dicts of `jax.ShapeDtypeStruct` with shardings, a part of `shapes`.
+
+        Returns:
+          The same tree of arrays, of the dtype and on the sharding asked for.
+        """
+
+
+def start_from(state: TrainState, weights: StoredWeights) -> TrainState:
+    """Puts stored weights in place of the initial ones.
+
+    A head for another number of classes is not taken over, nor can a head or a final norm be that
+    the source lacks (an encoder's): the state's own fresh ones stay, and the log says so. All else
+    must fit.
 
     Args:
       state: the freshly initialised state.
-      path: workdir of the run, or the directory of its checkpoints.
+      weights: where to start from.
 
     Returns:
       The state with these parameters, its average starting from them too.
 
     Raises:
-      UserError: if there is no checkpoint, or it is of another model.
+      UserError: if they are of another model; it lists every tensor that does not fit.
     """
-    with Checkpointer(_checkpoint_directory(path), read_only=True, best_metric="score") as reader:
-        step = reader.best_step()
-        step = reader.latest_step() if step is None else step
-        if step is None:
-            raise UserError(
-                f"config.init_from is {path!r}, and {reader.directory} holds no checkpoint"
-            )
-        saved = reader.shapes(step)
-        group = "ema_params" if saved.get("ema_params") else "params"
-        wanted = dict(state.params)
-        fresh_head = "head" in wanted and _shapes(wanted["head"]) != _shapes(
-            saved[group].get("head")
-        )
-        if fresh_head:
-            del wanted["head"]
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted
-        )
-        restored = reader.restore({group: abstract}, step, partial=True)
-    assert restored is not None
-    params = {**state.params, **restored.state[group]}
-    _log.info(
-        "starting from the %s of step %d in %s%s",
-        "averaged weights" if group == "ema_params" else "weights",
-        step,
-        reader.directory,
-        f"; the head for {_classes(state.params['head'])} classes is new" if fresh_head else "",
-    )
+    taken, fresh = choose(state.params, weights)
+    restored = weights.restore(taken)
+    params = {**state.params, **restored}
+    _log.info("starting from %s%s", weights.description, f"; {describe_fresh(fresh)}" * bool(fresh))
     ema_params = None if state.ema_params is None else jax.tree.map(jax.numpy.copy, params)
     return dataclasses.replace(state, params=params, ema_params=ema_params)
+
+
+def choose(
+    params: Mapping[str, PyTree],
+    weights: StoredWeights,
+    *,
+    remedy: str = "correct config.model or config.init_from",
+) -> tuple[PyTree, dict[str, str]]:
+    """Decides which parts of a model come from stored weights.
+
+    Args:
+      params: the model's tree, of arrays or of `jax.ShapeDtypeStruct`.
+      weights: where they are to come from.
+      remedy: what a user whose weights don't fit is told to do.
+
+    Returns:
+      The part of the tree to restore, of `jax.ShapeDtypeStruct`, and for each part that stays as
+      initialised the reason.
+
+    Raises:
+      UserError: if a tensor has another shape, is missing, or is left over.
+    """
+    stored = dict(weights.shapes)
+    fresh = {}
+    if "head" not in params:
+        stored.pop("pre_logits", None)
+    for part in filter(_MAY_BE_NEW.fullmatch, {**params, **stored}):
+        if part not in params:
+            del stored[part]
+        elif part not in stored:
+            fresh[part] = "which the source does not have"
+        elif part == "head" and _shapes(params[part]) != _shapes(stored[part]):
+            now, before = _width(params[part]), _width(stored.pop(part))
+            fresh[part] = f"for {now} classes instead of {before}"
+    # A hidden layer belongs to its head: neither is of use with another's.
+    if "head" in fresh and "pre_logits" in params and "pre_logits" not in stored:
+        fresh["pre_logits"] = fresh["head"]
+    taken = {k: v for k, v in params.items() if k not in fresh}
+    ours, theirs = _leaves(taken), _leaves(stored)
+    wrong = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if wrong:
+        rows = [
+            f"\n  {name}: {_text(theirs.get(name))} in the source, {_text(ours.get(name))} here"
+            for name in wrong
+        ]
+        raise UserError(
+            f"{weights.description}: {len(wrong)} tensors do not fit the model that is wanted; "
+            f"{remedy}:{''.join(rows)}"
+        )
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)),
+        taken,
+    )
+    return abstract, fresh
+
+
+def describe_fresh(fresh: Mapping[str, str]) -> str:
+    """One clause on the parts that stay as initialised: "the head is new, for 10 outputs …"."""
+    return "; ".join(f"the {part} is new, {reason}" for part, reason in fresh.items())
+
+
+def _leaves(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
 
 
 def _shapes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
 
 
-def _classes(head: PyTree) -> int:
-    return head["bias"].shape[0]
+def _width(dense: Mapping[str, np.ndarray]) -> int:
+    return dense["bias"].shape[0]
+
+
+def _text(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))

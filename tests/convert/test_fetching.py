@@ -216,7 +216,7 @@ def test_a_clip_repository(hub):
     (hub.root / "open_clip_config.json").write_text('{"model_cfg": {}}')
     read = read_weights("hf://timm/convnext")
     assert read.files == (hub.root / "open_clip_pytorch_model.bin",)
-    assert read.metadata["config"] == {"model_cfg": {}}
+    assert read.metadata["open_clip_config"] == {"model_cfg": {}}
 
 
 def test_a_sharded_repository_in_a_folder(hub):

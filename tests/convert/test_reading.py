@@ -84,6 +84,7 @@ def test_safetensors(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file(arrays, path, {"format": "np"})
     (tmp_path / "config.json").write_text('{"architecture": "convnext_tiny"}')
+    (tmp_path / "preprocessor_config.json").write_text('{"crop_pct": 0.9}')
     read = read_weights(path)
     assert read.tensors.keys() == arrays.keys()
     for name, array in arrays.items():
@@ -95,7 +96,7 @@ def test_safetensors(tmp_path):
     assert read.files == (path,)
     assert read.metadata == {
         "format": "safetensors", "group": "", "prefix": "", "safetensors": {"format": "np"},
-        "config": {"architecture": "convnext_tiny"},
+        "config": {"architecture": "convnext_tiny"}, "preprocessor_config": {"crop_pct": 0.9},
     }  # fmt: skip
 
 

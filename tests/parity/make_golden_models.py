@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import pathlib
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-import transformers
 from torch import nn
-from transformers.models.convnext.modeling_convnext import ConvNextLayer
+from torchvision_operators import define_missing_operators
+
+define_missing_operators()
+
+import transformers  # noqa: E402
+from transformers.models.convnext.modeling_convnext import ConvNextLayer  # noqa: E402
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "models.npz"
 
@@ -135,10 +140,10 @@ def build(
     return model.eval()
 
 
-def official_weights(model: nn.Module) -> dict[str, np.ndarray]:
-    """The model's weights under the names of the official checkpoints."""
+def official_weights(state_dict: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """A model's weights under the names of the official checkpoints."""
     weights = {}
-    for name, value in model.state_dict().items():
+    for name, value in state_dict.items():
         name = name.removeprefix("model.")
         for pattern, replacement in _OFFICIAL:
             name = re.sub(pattern, replacement, name)
@@ -165,7 +170,9 @@ def main() -> None:
         ("v2", build(2, [1, 1, 2, 1], [6, 8, 10, 12], seed=2)),
         ("iso", build("iso", [2], [8], seed=3, layer_scale=False)),
     ):
-        arrays |= {f"{label}/weights/{k}": v for k, v in official_weights(model).items()}
+        arrays |= {
+            f"{label}/weights/{k}": v for k, v in official_weights(model.state_dict()).items()
+        }
         arrays |= {f"{label}/outputs/{k}": v for k, v in evaluate(model, images).items()}
     np.savez(GOLDEN, allow_pickle=False, **arrays)
     print(f"{GOLDEN}: {GOLDEN.stat().st_size} bytes, {len(arrays)} arrays")

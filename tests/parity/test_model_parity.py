@@ -114,4 +114,4 @@ def test_live_outputs(version, layer_scale, height, width):
         layer_scale_init=1.0 if layer_scale else None,
     )
     expected = evaluate(reference, images)
-    assert_close(flax_outputs(model, official_weights(reference), images), expected)
+    assert_close(flax_outputs(model, official_weights(reference.state_dict()), images), expected)

@@ -8,6 +8,7 @@ import pytest
 from runs import checkpoint, tiny
 
 from convnext_jax import experiment
+from convnext_jax.convert.stored import find_weights
 from convnext_jax.errors import UserError
 from convnext_jax.training.init_from import start_from
 from convnext_jax.training.reporting import read_metrics
@@ -51,7 +52,7 @@ def best_step(workdir):
 def test_the_same_classes_take_every_weight(finished, caplog):
     state = fresh()
     before = leaves(state)
-    started = start_from(state, str(finished.workdir))
+    started = start_from(state, find_weights(finished.workdir))
     step = best_step(finished.workdir)
     source = saved(finished.workdir, step, "ema_params")
     params = leaves(started.params)
@@ -77,7 +78,7 @@ def test_other_classes_get_a_new_head(finished, caplog):
     state = fresh(3, ema=False)
     before = leaves(state.params)
     # The directory of checkpoints itself may be given as well.
-    started = start_from(state, str(finished.workdir / "checkpoints"))
+    started = start_from(state, find_weights(finished.workdir / "checkpoints"))
     params = leaves(started.params)
     source = saved(finished.workdir, best_step(finished.workdir), "ema_params")
     assert params["head/kernel"].shape == (16, 3)
@@ -85,11 +86,11 @@ def test_other_classes_get_a_new_head(finished, caplog):
         wanted = before if name.startswith("head/") else source
         assert params[name].tobytes() == wanted[name].tobytes(), name
     assert started.ema_params is None
-    assert "the head for 3 classes is new" in caplog.text
+    assert "the head is new, for 3 classes instead of 10" in caplog.text
 
 
 def test_another_resolution_is_no_obstacle(finished):
-    started = start_from(fresh(size=12), str(finished.workdir))
+    started = start_from(fresh(size=12), find_weights(finished.workdir))
     source = saved(finished.workdir, best_step(finished.workdir), "ema_params")
     assert leaves(started.params)["stem/conv/kernel"].tobytes() == (
         source["stem/conv/kernel"].tobytes()
@@ -101,14 +102,15 @@ def test_another_model_is_refused(finished):
     wider = {"depths": (1, 1), "dims": (8, 24), "patch_size": 1}
     for overrides, leaf in ((deeper, "stages_1/blocks_1"), (wider, "stages_1/blocks_0")):
         with pytest.raises(UserError) as refused:
-            start_from(fresh(model__overrides=overrides), str(finished.workdir))
+            start_from(fresh(model__overrides=overrides), find_weights(finished.workdir))
         message = str(refused.value)
         assert str(finished.workdir) in message
         assert leaf in message
-        assert "does not fit this model" in message
+        assert "do not fit the model that is wanted" in message
+        assert "config.init_from" in message
 
 
 def test_a_damaged_source_is_named(copy_of_finished):
     shutil.rmtree(copy_of_finished / "checkpoints" / str(best_step(copy_of_finished)) / "state")
     with pytest.raises(UserError, match=str(copy_of_finished)):
-        start_from(fresh(), str(copy_of_finished))
+        start_from(fresh(), find_weights(copy_of_finished))

@@ -1,0 +1,151 @@
+"""Converts weights: python -m convnext_jax.convert SOURCE DEST.
+
+From the files of others to a checkpoint of this library, or back to a safetensors file in the names
+of others. The layout and the model are read off the tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from convnext_jax import cli
+from convnext_jax.convert.layouts import WAYS_BACK
+from convnext_jax.convert.mapping import format_mapping, from_params, mapping_table
+from convnext_jax.convert.stored import CheckpointWeights, ForeignWeights, find_weights
+from convnext_jax.convert.writing import write_safetensors
+from convnext_jax.errors import UserError
+from convnext_jax.training.weight_checkpoints import save_weights
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program; `argv` are the arguments after its name."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convnext_jax.convert",
+        description="Convert published ConvNeXt weights, without PyTorch. The layout (official, "
+        "timm, torchvision, transformers, …) and the model are read off the tensors.",
+        epilog="""examples:
+  python -m convnext_jax.convert convnext_tiny_1k_224_ema.pth weights/tiny
+  python -m convnext_jax.convert hf://timm/convnext_tiny.fb_in1k weights/tiny
+  python -m convnext_jax.convert model.safetensors --dry-run
+  python -m convnext_jax.convert runs/tiny tiny.safetensors --to safetensors --layout timm""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a .pth, .pt, .bin or .safetensors file, a directory or index.json of a sharded "
+        "checkpoint, a URL, hf://owner/name, a converted directory or the workdir of a run",
+    )
+    parser.add_argument("dest", metavar="DEST", nargs="?", help="directory, or file, to write")
+    parser.add_argument(
+        "--to",
+        choices=("checkpoint", "safetensors"),
+        default="checkpoint",
+        help="a checkpoint of this library (the default), or a safetensors file for PyTorch",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=WAYS_BACK,
+        help="whose names a safetensors file gets; by default the source's own, else official",
+    )
+    parser.add_argument("--sha256", help="what the source file must hash to")
+    parser.add_argument(
+        "--raw", action="store_true", help="of a run, the raw weights, not their moving average"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the mapping, write nothing")
+    parser.add_argument("--overwrite", action="store_true", help="replace what lies at DEST")
+    arguments = parser.parse_args(argv)
+    if arguments.layout and arguments.to != "safetensors":
+        raise UserError("--layout names the tensors of a safetensors file; add --to safetensors")
+    if not arguments.dry_run:
+        if arguments.dest is None:
+            raise UserError("DEST is missing; say where to write, or give --dry-run")
+        if Path(arguments.dest).exists() and not arguments.overwrite:
+            raise UserError(f"{arguments.dest} exists already; give another path, or --overwrite")
+
+    started = time.perf_counter()
+    weights = find_weights(arguments.source, sha256=arguments.sha256, averaged=not arguments.raw)
+    _print_what_was_found(weights)
+    if arguments.dry_run:
+        _print_mapping(weights)
+        return
+    if arguments.to == "checkpoint":
+        release = weights.release if isinstance(weights, ForeignWeights) else lambda: None
+        save_weights(
+            arguments.dest,
+            weights.arrays(),
+            weights.provenance.to_dict(),
+            overwrite=arguments.overwrite,
+            written=release,
+        )
+    else:
+        found = weights.provenance
+        layout = arguments.layout or _own_layout(found.layout)
+        tensors = from_params(weights.arrays(), found.model, layout)
+        about = {"format": "pt", "convnext_jax": json.dumps(found.to_dict())}
+        write_safetensors(arguments.dest, tensors, about, overwrite=arguments.overwrite)
+    _row("written", f"{arguments.dest} in {time.perf_counter() - started:.1f} s")
+    if arguments.to == "checkpoint" and weights.provenance.model.num_classes:
+        _row("try", f"python -m convnext_jax.predict --weights {arguments.dest} IMAGE")
+
+
+def _print_what_was_found(weights: CheckpointWeights | ForeignWeights) -> None:
+    found = weights.provenance
+    leaves = jax.tree.leaves(weights.shapes)
+    kinds = sorted({np.dtype(leaf.dtype).name for leaf in leaves})
+    count = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+    model, size = found.model, found.preprocessing
+    _row("source", found.source)
+    if found.sha256:
+        _row("sha256", found.sha256)
+    if isinstance(weights, ForeignWeights):
+        _row("layout", found.layout)
+        if weights.file.metadata["group"]:
+            _row("tensors of", weights.file.metadata["group"])
+    classes = f"{model.num_classes:,} classes" if model.num_classes else "no head"
+    _row("model", f"{found.model_name or 'unnamed'}: depths {model.depths}, dims {model.dims}")
+    _row("", f"{count:,} parameters, {', '.join(kinds)}, {classes}")
+    resize = (
+        f"resize to {size.image_size}×{size.image_size}"
+        if size.resize_size is None
+        else f"short side to {size.resize_size}, centre crop of {size.image_size}"
+    )
+    _row("images", f"{resize}, {size.interpolation}; mean {size.mean}, std {size.std}")
+    for note in found.notes:
+        _row("note", note)
+
+
+def _print_mapping(weights: CheckpointWeights | ForeignWeights) -> None:
+    if isinstance(weights, CheckpointWeights):
+        for path, leaf in jax.tree_util.tree_flatten_with_path(weights.shapes)[0]:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            print(f"  {name:60} {list(leaf.shape)}")
+        return
+    print(format_mapping(mapping_table(weights.file.tensors, weights.detected)))
+
+
+def _own_layout(name: str | None) -> str:
+    """The way back to the names that a source bore, or the authors'."""
+    for way in ("official", "timm-linear", "timm-conv-mlp", "torchvision", "transformers"):
+        if any(layout.name == name for layout in WAYS_BACK[way]):
+            return way
+    return "official"
+
+
+def _row(label: str, text: object) -> None:
+    print(f"{label:11} {text}")
+
+
+if __name__ == "__main__":
+    # Nothing here computes; an accelerator that another program holds must not stop it.
+    jax.config.update("jax_platforms", "cpu")
+    sys.exit(cli.run(main))

@@ -1,0 +1,40 @@
+"""Writing weights for other programs, as a safetensors file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from convnext_jax.errors import UserError
+
+
+def write_safetensors(
+    path: str | Path,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes tensors to a .safetensors file, whole or not at all.
+
+    Args:
+      path: of the file.
+      tensors: name → contiguous array.
+      metadata: text that the file carries besides.
+      overwrite: replace what lies there.
+
+    Raises:
+      UserError: if something lies there already, unless `overwrite`, or it can't be written.
+    """
+    target = Path(path)
+    if target.is_dir() or (target.exists() and not overwrite):
+        raise UserError(f"{target} exists already; give another path, or --overwrite for a file")
+    partial = target.with_name(target.name + ".partial")
+    try:
+        save_file(dict(tensors), partial, metadata=dict(metadata))
+        partial.replace(target)
+    except OSError as error:
+        raise UserError(f"{target} can't be written: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
