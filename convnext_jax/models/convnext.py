@@ -257,7 +257,7 @@ class ConvNeXt(nn.Module):
                 f"ConvNeXt takes normalised floating-point images, but got {images.dtype}; convert "
                 f"and normalise them first"
             )
-        if min(images.shape[1:3]) < smallest:
+        if any(side < smallest for side in images.shape[1:3]):
             height, width = images.shape[1:3]
             raise ValueError(
                 f"images of {height}×{width} pixels are too small for this ConvNeXt, whose stride "
