@@ -48,6 +48,8 @@ def get_config(source: str = "tfds") -> ConfigDict:
 
     config.augment.crop = "pad"
     config.augment.crop_padding = 4
+    config.augment.policy = ""
+    config.augment.erasing_prob = 0.0
     config.augment.mean = (0.4914, 0.4822, 0.4465)
     config.augment.std = (0.2470, 0.2435, 0.2616)
 

@@ -37,6 +37,8 @@ def get_config() -> ConfigDict:
     config.augment.crop_scale = (0.4, 1.0)
     config.augment.eval_crop_ratio = 1.0
     config.augment.flip = 0.0
+    config.augment.policy = ""
+    config.augment.erasing_prob = 0.0
     config.augment.mean = (0.305, 0.305, 0.305)
     config.augment.std = (0.376, 0.376, 0.376)
 

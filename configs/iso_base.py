@@ -4,8 +4,7 @@
 
 Meant for a TPU slice of 128 chips (32 images a chip); on fewer, raise
 config.optim.accumulation_steps so that batch_size stays 4096. Expected top-1: 82.0 % with the whole
-recipe (paper, table 2). RandAugment and random erasing, which belong to it, are not part of this
-library yet, so expect less.
+recipe (paper, table 2).
 """
 
 from ml_collections import ConfigDict

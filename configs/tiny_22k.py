@@ -5,8 +5,7 @@
 Meant for a TPU slice of 128 chips (32 images a chip); the authors took 128 GPUs. The data set must
 lie under the TFDS name imagenet21k, as ArrayRecord, with 21,841 classes. Nothing of it is held out;
 expected top-1 on ImageNet-1K at 224 pixels, after configs/tiny_22k_ft_1k.py: 82.9 % (the authors'
-README). RandAugment and random erasing, which belong to the recipe, are not part of this library
-yet, so expect less.
+README).
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,7 @@
         --workdir runs/tiny_22k_ft_384 --config.init_from=runs/tiny_22k
 
 Meant for a TPU slice of 16 chips at 224 pixels, of 32 at 384. Expected top-1: 82.9 % at 224 pixels,
-84.1 % at 384, from the authors' 22K weights (the authors' README). RandAugment and random erasing,
-which belong to the recipe, are not part of this library yet, so expect less.
+84.1 % at 384, from the authors' 22K weights (the authors' README).
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,7 @@
         --config.init_from=CHECKPOINT
 
 Meant for a TPU slice of 64 chips (16 images a chip). Expected top-1: 84.9 % from the authors' FCMAE
-weights (README of ConvNeXt V2). RandAugment and random erasing, which belong to the recipe, are not
-part of this library yet, so expect less.
+weights (README of ConvNeXt V2).
 """
 
 from ml_collections import ConfigDict

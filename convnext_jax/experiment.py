@@ -7,7 +7,17 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from convnext_jax.data.augment import AugmentConfig
+from convnext_jax.data.erasing import MODES, ErasingConfig
+from convnext_jax.data.geometry_ops import INTERPOLATIONS
 from convnext_jax.data.mixing import MixConfig
+from convnext_jax.data.policies import (
+    ColorJitter,
+    Policy,
+    PolicySequence,
+    TrivialAugmentWide,
+    parse_policy,
+)
 from convnext_jax.data.sources import Source, open_source
 from convnext_jax.data.transforms import (
     EvalTransform,
@@ -158,6 +168,38 @@ def build_mixing(config: ConfigDict) -> MixConfig:
     return mixing
 
 
+def build_augmentation(config: ConfigDict) -> AugmentConfig:
+    """What the accelerators do to training images before mixing.
+
+    Raises:
+      UserError: for a policy, interpolation or mode that does not exist.
+    """
+    fields = config.augment
+    policy = parse_policy(fields.policy)
+    # What geometric operations bring in: the mean colour, as timm has it; torchvision's is black.
+    fill = tuple(min(255, round(255 * mean)) for mean in fields.mean)
+    if isinstance(policy, TrivialAugmentWide):
+        fill = (0, 0, 0)
+    for name, known in (("policy_interpolation", INTERPOLATIONS), ("erasing_mode", MODES)):
+        if fields[name] not in known:
+            raise UserError(
+                f"config.augment.{name} is {fields[name]!r}; it must be one of {', '.join(known)}"
+            )
+    policies: list[Policy] = [] if policy is None else [policy]
+    if fields.color_jitter:
+        policies.append(ColorJitter(fields.color_jitter))
+    return AugmentConfig(
+        policy=PolicySequence(tuple(policies)) if len(policies) > 1 else next(iter(policies), None),
+        fill=fill,
+        interpolation=fields.policy_interpolation,
+        mean=tuple(fields.mean),
+        std=tuple(fields.std),
+        erasing=ErasingConfig(fields.erasing_prob, fields.erasing_mode)
+        if fields.erasing_prob
+        else None,
+    )
+
+
 def check_batch_sizes(config: ConfigDict, devices: int) -> None:
     """Holds both batch sizes to the number of devices.
 
@@ -234,8 +276,14 @@ def train_transform(config: ConfigDict) -> TrainTransform | PadCropTrainTransfor
             scale=tuple(augment.crop_scale),
             interpolation=augment.interpolation,
             flip=augment.flip,
+            decoder=config.data.decoder,
         )
     if augment.crop == "pad":
+        if config.data.decoder != "pillow":
+            raise UserError(
+                f"config.data.decoder = {config.data.decoder!r} goes with config.augment.crop = "
+                '"random_resized"; use "pillow" with "pad"'
+            )
         return PadCropTrainTransform(
             size,
             padding=augment.crop_padding,

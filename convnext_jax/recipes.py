@@ -45,7 +45,9 @@ def base() -> ConfigDict:
     config.data.eval_split = "validation"  # "" for none
     config.data.validation_fraction = 0.1  # of an image folder without one
     config.data.image_size = 224
-    config.data.workers = 8  # processes per host; 0 for threads in this one
+    config.data.workers = placeholder(int)  # processes; None: by the cores, 0: threads in this one
+    config.data.decoder = "pillow"  # the reference's pixels; "fast": one value in 300 is off by one
+    config.data.repeats = 1  # rows of a batch that show one image (repeated augmentation)
     config.data.on_bad_image = "skip"  # or "stop"
 
     config.augment = ConfigDict()
@@ -57,6 +59,12 @@ def base() -> ConfigDict:
     config.augment.eval_crop_ratio = 0.875
     config.augment.mean = (0.485, 0.456, 0.406)
     config.augment.std = (0.229, 0.224, 0.225)
+    # On the accelerators. RandAugment in timm's notation, "ta_wide", "3-augment", or "" for none.
+    config.augment.policy = "rand-m9-mstd0.5-inc1"
+    config.augment.policy_interpolation = "bicubic"  # or "bilinear"
+    config.augment.color_jitter = 0.0  # after the policy: by how much factors differ from 1
+    config.augment.erasing_prob = 0.25
+    config.augment.erasing_mode = "pixel"  # what fills the box; or "rand" or "const"
 
     config.mix = ConfigDict()
     config.mix.mixup_alpha = 0.8
@@ -65,6 +73,7 @@ def base() -> ConfigDict:
     config.mix.switch_prob = 0.5
     config.mix.label_smoothing = 0.1
     config.mix.group_size = 128  # images under one λ: the batch of one GPU in the reference
+    config.mix.per_element = False  # a λ for each image
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 4e-3
@@ -216,6 +225,8 @@ _BOUNDS = {
     "optim.b1": (0.0, 1.0),
     "optim.b2": (0.0, 1.0),
     "augment.flip": (0.0, 1.0),
+    "augment.color_jitter": (0.0, 2.0),
+    "augment.erasing_prob": (0.0, 1.0),
     "data.validation_fraction": (0.0, 1.0),
     "mix.mixup_alpha": (0.0, float("inf")),
     "mix.cutmix_alpha": (0.0, float("inf")),

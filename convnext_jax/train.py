@@ -18,13 +18,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from convnext_jax import cli, experiment
+from convnext_jax.convert.stored import find_weights
 from convnext_jax.data.loader import eval_loader, train_loader
 from convnext_jax.errors import RunStoppedError, UserError
 from convnext_jax.start_up import start_up_report
 from convnext_jax.training import sharding
 from convnext_jax.training.checkpoints import Checkpointer
 from convnext_jax.training.evaluation import evaluate
-from convnext_jax.training.init_from import start_from
+from convnext_jax.training.init_from import StoredWeights, start_from
 from convnext_jax.training.reporting import Reporter
 from convnext_jax.training.state import TrainState, abstract_state, create_state
 from convnext_jax.training.step import (
@@ -71,6 +72,7 @@ def train(
     eval_source = experiment.open_eval_source(config, source)
     steps = experiment.durations(config, len(source))
     mixing = experiment.build_mixing(config)
+    augmentation = experiment.build_augmentation(config)
 
     # Devices, model, optimizer.
     mesh = sharding.create_mesh(config.mesh.data, config.mesh.fsdp)
@@ -83,8 +85,9 @@ def train(
     transform = experiment.train_transform(config)
     if config.init_from == "":
         raise UserError(
-            "this recipe fine-tunes: say from what by --config.init_from=WORKDIR (a run of this "
-            "program), or --config.init_from=None to start from random weights"
+            "this recipe fine-tunes: say from what by --config.init_from=WEIGHTS (a converted or "
+            "foreign checkpoint, or the workdir of a run), or --config.init_from=None to start "
+            "from random weights"
         )
     settings = config.to_dict()
     score = "ema_accuracy" if config.ema_decay is not None else "accuracy"
@@ -125,7 +128,7 @@ def train(
             )
             start, chrono_state = 0, None
             if config.init_from is not None:
-                state = start_from(state, config.init_from)
+                state = start_from(state, _weights_to_start_from(config))
 
         reporter = Reporter(
             workdir,
@@ -160,8 +163,8 @@ def train(
                 seed=config.seed,
                 ema_decay=config.ema_decay,
                 accumulation_steps=config.optim.accumulation_steps,
-                mean=tuple(config.augment.mean),
-                std=tuple(config.augment.std),
+                augment_config=augmentation,
+                mesh=mesh,
             ),
             abstract,
             mesh,
@@ -202,6 +205,7 @@ def train(
             seed=config.seed,
             start_step=start,
             num_steps=steps.total,
+            repeats=config.data.repeats,
             **loading,
         )
 
@@ -263,6 +267,7 @@ def train(
                                 "config": settings,
                                 "num_classes": model.num_classes,
                                 "data": identity,
+                                "class_names": source.class_names,
                                 "chrono": chrono.state(),
                             },
                             metrics={**metrics, "score": metrics[score]} if evaluating else None,
@@ -274,6 +279,13 @@ def train(
                 | {"checkpoints": checkpointer.directory}
             )
     return {"step": steps.total, "skipped": skipped, **metrics}
+
+
+def _weights_to_start_from(config: ConfigDict) -> StoredWeights:
+    try:
+        return find_weights(config.init_from)
+    except UserError as error:
+        raise UserError(f"config.init_from: {error}") from error
 
 
 def _nonfinite_message(

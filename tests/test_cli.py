@@ -83,7 +83,7 @@ def mistake(tmp_path, capsys):
         ("--config.on_nonfinite=halt", ["config.on_nonfinite", "'halt'", '"skip"']),
         ("--config.model.num_classes=3", ["config.model.num_classes", "3", "10"]),
         ("--config.seed=-1", ["seed", "-1"]),
-        ("--config.init_from=", ["fine-tunes", "--config.init_from=WORKDIR"]),
+        ("--config.init_from=", ["fine-tunes", "--config.init_from=WEIGHTS"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -135,8 +135,8 @@ def test_init_from_nothing(mistake, tmp_path):
     assert "config.init_from" in message
     assert str(tmp_path / "absent") in message
     (tmp_path / "file").write_text("")
-    assert "no such directory" in mistake(f"--config.init_from={tmp_path / 'file'}")
-    (tmp_path / "empty").mkdir()
+    assert "is empty" in mistake(f"--config.init_from={tmp_path / 'file'}")
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     assert "holds no checkpoint" in mistake(f"--config.init_from={tmp_path / 'empty'}")
 
 

@@ -49,6 +49,12 @@ SHARED = {
     "augment.eval_crop_ratio": 0.875,
     "augment.mean": (0.485, 0.456, 0.406),
     "augment.std": (0.229, 0.224, 0.225),
+    "augment.policy": "rand-m9-mstd0.5-inc1",
+    "augment.policy_interpolation": "bicubic",
+    "augment.color_jitter": 0.0,
+    "augment.erasing_prob": 0.25,
+    "augment.erasing_mode": "pixel",
+    "mix.per_element": False,
     "on_nonfinite": "stop",
     "model.num_classes": None,
     "model.overrides": {},
@@ -173,6 +179,8 @@ CIFAR10 = {
     "data.image_size": 32,
     "augment.crop": "pad",
     "augment.crop_padding": 4,
+    "augment.policy": "",
+    "augment.erasing_prob": 0.0,
     "augment.mean": (0.4914, 0.4822, 0.4465),
     "augment.std": (0.2470, 0.2435, 0.2616),
 }
@@ -211,7 +219,13 @@ TABLE = {
     "cifar10:folder": {**CIFAR10, "data.name": "folder", "data.eval_split": "validation"},
     "finetune_folder": {**PHOTOS, **model("tiny", 0.1)},
     "finetune_folder:convnext_base": {**PHOTOS, **model("base", 0.1)},
-    "digits": {"data.name": "digits", "data.image_size": 8, "augment.flip": 0.0},
+    "digits": {
+        "data.name": "digits",
+        "data.image_size": 8,
+        "augment.flip": 0.0,
+        "augment.policy": "",
+        "augment.erasing_prob": 0.0,
+    },
 }
 TABLE |= {
     f"{name}:{size}": {**TABLE[name], "data.image_size": size}
@@ -365,6 +379,9 @@ def test_steps_and_schedule(variant):
 def test_builds(variant):
     config = load(variant)
     experiment.build_mixing(config)
+    augmentation = experiment.build_augmentation(config)
+    assert (augmentation.policy is None) == (config.augment.policy == "")
+    assert (augmentation.erasing is None) == (config.augment.erasing_prob == 0)
     experiment.train_transform(config)
     classes = CLASSES.get(config.data.name, 10)
     net = experiment.build_model(config, classes)
@@ -411,6 +428,8 @@ def test_whole_image_is_seen_from_384_pixels_on():
         ("--config.model.remat=true", "model.remat", True),
         ("--noconfig.model.remat", "model.remat", False),
         ("--config.total=5 steps", "total", "5 steps"),
+        ("--config.augment.policy=ta_wide", "augment.policy", "ta_wide"),
+        ("--config.augment.policy=", "augment.policy", ""),
         ("--config.augment.crop_scale=(0.25, 1.0)", "augment.crop_scale", (0.25, 1.0)),
         ("--config.model.overrides.depths=(1,1,1,1)", "model.overrides.depths", (1, 1, 1, 1)),
         # Placeholders take their type, and None.
@@ -454,6 +473,36 @@ def test_last_override_counts():
 def test_mistakes_end_in_one_sentence(variant, override):
     with pytest.raises(UserError):
         load(variant, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("--config.augment.policy=rand-m9-q3", "'q3' is unknown"),
+        ("--config.augment.policy_interpolation=nearest", "policy_interpolation is 'nearest'"),
+        ("--config.augment.erasing_mode=blur", "erasing_mode is 'blur'"),
+    ],
+)
+def test_mistakes_in_the_augmentation_are_named(override, wanted):
+    with pytest.raises(UserError, match=wanted):
+        experiment.build_augmentation(load("tiny", override))
+
+
+def test_what_geometric_operations_bring_in():
+    assert experiment.build_augmentation(load("tiny")).fill == (124, 116, 104)
+    black = load("tiny", "--config.augment.policy=ta_wide")
+    assert experiment.build_augmentation(black).fill == (0, 0, 0)
+
+
+def test_color_jitter_follows_the_policy():
+    config = load("tiny", "--config.augment.policy=3-augment", "--config.augment.color_jitter=0.3")
+    policy = experiment.build_augmentation(config).policy
+    assert policy.names == (
+        *("Grayscale", "Solarize", "GaussianBlur"),
+        *("Brightness", "Contrast", "Color"),
+    )
+    alone = load("tiny", "--config.augment.policy=", "--config.augment.color_jitter=0.3")
+    assert experiment.build_augmentation(alone).policy.length == 3
 
 
 def test_two_configs_in_one_process():

@@ -11,6 +11,8 @@ from convnext_jax.errors import UserError
         ("optim.learning_rate", -1.0),
         ("optim.b1", 1.5),
         ("augment.flip", 3.0),
+        ("augment.color_jitter", 2.5),
+        ("augment.erasing_prob", -0.1),
         ("data.validation_fraction", 2.0),
         ("mix.mixup_alpha", float("nan")),
         ("augment.mean", (0.5, 0.5)),

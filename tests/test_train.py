@@ -178,8 +178,9 @@ def test_accumulation_and_fsdp_change_nothing(tmp_path):
 # Not finite.
 
 # Head weights so large that the gradient's norm overflows float32 in a few of the first steps, of
-# which step 3 is one, and in no other; and so large that it overflows in every step.
-NOW_AND_THEN, ALWAYS = 4e18, 1e30
+# which step 2 is the first, and in no other; and so large that it overflows in every step.
+NOW_AND_THEN = {"model__head_init_scale": 2e18, "seed": 5}
+ALWAYS = 1e30
 
 
 def all_finite(workdir):
@@ -192,13 +193,13 @@ def all_finite(workdir):
 
 
 def test_stops_at_a_gradient_that_is_not_finite(tmp_path):
-    config = tiny(model__head_init_scale=NOW_AND_THEN, checkpoint_every="2 steps")
+    config = tiny(**NOW_AND_THEN, checkpoint_every="1 step")
     with pytest.raises(RunStoppedError) as stopped:
         train(config, tmp_path)
     message = str(stopped.value)
-    assert message.startswith("step 3: the loss is ")
+    assert message.startswith("step 2: the loss is ")
     assert "norm inf" in message
-    assert f"checkpoint is that of step 2 in {tmp_path / 'checkpoints'}" in message
+    assert f"checkpoint is that of step 1 in {tmp_path / 'checkpoints'}" in message
     assert "--config.on_nonfinite=skip" in message
     assert all_finite(tmp_path) == 1
     # The advice given works, as given.
@@ -226,11 +227,11 @@ def test_stops_before_there_is_a_checkpoint(tmp_path):
 
 
 def test_leaves_out_steps_that_are_not_finite(tmp_path, capsys):
-    config = tiny(model__head_init_scale=NOW_AND_THEN, on_nonfinite="skip")
+    config = tiny(**NOW_AND_THEN, on_nonfinite="skip")
     result = train(config, tmp_path)
     lines = [r for r in records(tmp_path) if r["kind"] == "train"]
     skipped = [r["step"] for r in lines if r.get("skipped")]
-    assert 3 in skipped
+    assert 2 in skipped
     assert 0 < len(skipped) < 10
     assert result["step"] == LAST
     assert result["skipped"] == len(skipped) == sum(r.get("skipped", 0) for r in lines)
@@ -298,6 +299,7 @@ def folder_run(finished, tmp_path_factory):
     """Three classes of a folder, one file of it broken, started from the digits' weights."""
     root = tmp_path_factory.mktemp("folder")
     data = digit_folder(root / "digits", 3)
+    # Found under a seed that draws it, since an epoch of one step leaves a third of the files out.
     bad = data / "1" / "broken.png"
     bad.write_bytes(b"no image")
     config = tiny(
@@ -305,6 +307,7 @@ def folder_run(finished, tmp_path_factory):
         data__data_dir=str(data),
         data__validation_fraction=0.25,
         init_from=str(finished.workdir),
+        seed=3,
         total="3 steps",
         optim__warmup="1 steps",
         eval_batch_size=24,
@@ -318,7 +321,7 @@ def test_a_folder_with_a_broken_image(folder_run, caplog):
     config, workdir, bad = folder_run
     assert train(config, workdir)["step"] == 3
     assert f"Cannot decode {bad}" in caplog.text
-    assert "the head for 3 classes is new" in caplog.text
+    assert "the head is new, for 3 classes instead of 10" in caplog.text
     lines = records(workdir)
     assert [r.get("bad_images", 0) for r in lines if r["kind"] == "train"][-1] == 1
     # Of 24, 25 and 24 files 6 each are held out.

@@ -7,6 +7,12 @@ remainder in each epoch, since the order is). The global batch of step s is posi
 `s·B … s·B + B - 1`; each process makes its contiguous block of rows, so that the assembled global
 array is the same, row by row, on any number of processes. The randomness of an image depends on
 (seed, position) alone, not on the process or worker that happens to make it.
+
+With repeated augmentation (R = `repeats` > 1) a position stands for R neighbouring rows: one image,
+decoded once and cropped R times. A step then takes B / R images from the order, so that a pass over
+the source lasts R times as many steps. What counts as an epoch elsewhere (the schedule, the
+durations) stays N // B steps: an epoch shows the next N / R images R times each, as in DeiT and
+timm. There they are drawn anew for each epoch; here R epochs show every image R times.
 """
 
 from __future__ import annotations
@@ -20,41 +26,30 @@ import threading
 import weakref
 from collections.abc import Generator, Iterator
 from multiprocessing import connection, parent_process
-from typing import Any, Literal, Protocol
+from pathlib import Path
 
 import grain
 import numpy as np
 from absl import flags
 
+from convnext_jax.data.batches import (
+    BadImagePolicy,
+    Batch,
+    EvalBatch,
+    FixedTransform,
+    RandomTransform,
+    TrainBatch,
+)
 from convnext_jax.data.sources import Source
-from convnext_jax.data.transforms import UndecodableImageError
 from convnext_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-BadImagePolicy = Literal["skip", "stop"]
-Batch = dict[str, np.ndarray]
+# Enough to feed the accelerators of any one host; each worker more makes whole batches ahead.
+_MAX_DEFAULT_WORKERS = 64
 
-# So many undecodable images in a row are no accident: the wrong files, or a dead disk.
-_MAX_SUCCESSIVE_BAD_IMAGES = 100
-
-
-class RandomTransform(Protocol):
-    """Turns an encoded image into (image_size, image_size, 3) uint8, at random."""
-
-    @property
-    def image_size(self) -> int: ...  # noqa: D102
-
-    def __call__(self, encoded: bytes, rng: np.random.Generator) -> np.ndarray: ...  # noqa: D102
-
-
-class FixedTransform(Protocol):
-    """Turns an encoded image into (image_size, image_size, 3) uint8."""
-
-    @property
-    def image_size(self) -> int: ...  # noqa: D102
-
-    def __call__(self, encoded: bytes) -> np.ndarray: ...  # noqa: D102
+# Where worker processes put their batches.
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 def train_loader(
@@ -65,9 +60,10 @@ def train_loader(
     seed: int,
     start_step: int,
     num_steps: int,
+    repeats: int = 1,
     process_index: int = 0,
     process_count: int = 1,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     prefetch: int = 2,
     on_bad_image: BadImagePolicy = "skip",
 ) -> BatchIterator:
@@ -87,9 +83,11 @@ def train_loader(
       seed: of order and augmentation.
       start_step: the first step to make; the batches before it are never touched.
       num_steps: the step to stop before.
+      repeats: rows that show one image, each augmented on its own; must divide a process's rows.
       process_index: this process's number.
       process_count: number of processes; must divide `batch_size`.
-      num_workers: worker processes; with 0, `prefetch` threads of this process do the work.
+      num_workers: worker processes; with 0, `prefetch` threads of this process do the work. None
+        stands for `default_workers()`.
       prefetch: batches made ahead, of each worker.
       on_bad_image: `"skip"` replaces an undecodable image by the next record that decodes, and logs
         it; `"stop"` raises.
@@ -100,29 +98,25 @@ def train_loader(
     """
     rows = _rows_per_process(batch_size, process_index, process_count)
     _check_policy(on_bad_image)
-    if len(source) < batch_size:
+    if repeats < 1 or rows % repeats:
         raise UserError(
-            f"The data set has {len(source):,} examples, fewer than one batch of {batch_size:,}: "
-            "choose a smaller batch_size."
+            f"repeats must divide the {rows} images that each process adds to a batch, and it is "
+            f"{repeats}."
+        )
+    images_per_step = batch_size // repeats
+    if len(source) < images_per_step:
+        raise UserError(
+            f"The data set has {len(source):,} examples, fewer than one batch of "
+            f"{images_per_step:,}: choose a smaller batch_size."
         )
     if not 0 <= start_step <= num_steps:
         raise UserError(f"start_step {start_step} must be from 0 to num_steps {num_steps}.")
     if seed < 0:
         raise UserError(f"seed must not be negative, and it is {seed}.")
-    # Given explicitly: Grain would derive them from how many transformations come before.
-    order_seed, image_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
-    steps_per_epoch = len(source) // batch_size
-    examples = (
-        grain.MapDataset.range(len(source))
-        .shuffle(seed=order_seed)[: steps_per_epoch * batch_size]
-        .repeat(max(math.ceil(num_steps / steps_per_epoch), 1))
-        .random_map(_TrainExample(source, transform, on_bad_image), seed=image_seed)
-    )
+    make_batch = TrainBatch(source, transform, rows, images_per_step, repeats, seed, on_bad_image)
     # Block k holds positions k·b … k·b + b - 1, so every process_count-th block is this process's.
-    blocks = examples.batch(rows)[
-        start_step * process_count + process_index : num_steps * process_count : process_count
-    ]
-    return BatchIterator(blocks, source, num_workers, prefetch)
+    blocks = range(start_step * process_count + process_index, num_steps * process_count)
+    return BatchIterator(make_batch, blocks[::process_count], source, num_workers, prefetch)
 
 
 def eval_loader(
@@ -132,7 +126,7 @@ def eval_loader(
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     prefetch: int = 2,
     on_bad_image: BadImagePolicy = "skip",
 ) -> BatchIterator:
@@ -156,7 +150,8 @@ def eval_loader(
       batch_size: the GLOBAL batch, of all processes together.
       process_index: this process's number.
       process_count: number of processes; must divide `batch_size`.
-      num_workers: worker processes; with 0, `prefetch` threads of this process do the work.
+      num_workers: worker processes; with 0, `prefetch` threads of this process do the work. None
+        stands for `default_workers()`.
       prefetch: batches made ahead, of each worker.
       on_bad_image: `"skip"` masks an undecodable image out and logs it; `"stop"` raises.
 
@@ -166,18 +161,23 @@ def eval_loader(
     """
     rows = _rows_per_process(batch_size, process_index, process_count)
     _check_policy(on_bad_image)
-    padded = eval_steps(len(source), batch_size) * batch_size
-    blocks = (
-        grain.MapDataset.range(padded)
-        .map(_EvalExample(source, transform, on_bad_image))
-        .batch(rows)[process_index::process_count]
-    )
-    return BatchIterator(blocks, source, num_workers, prefetch)
+    make_batch = EvalBatch(source, transform, rows, on_bad_image)
+    blocks = range(process_index, eval_steps(len(source), batch_size) * process_count)
+    return BatchIterator(make_batch, blocks[::process_count], source, num_workers, prefetch)
 
 
 def eval_steps(num_examples: int, batch_size: int) -> int:
     """Batches that cover `num_examples`, the last one padded."""
     return math.ceil(num_examples / batch_size)
+
+
+def default_workers() -> int:
+    """One worker process for each core that this process may use but one, and at least one."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))  # a scheduler may have left it fewer than there are
+    else:
+        cores = os.cpu_count() or 1
+    return min(max(cores - 1, 1), _MAX_DEFAULT_WORKERS)
 
 
 class BatchIterator(Iterator[Batch]):
@@ -188,16 +188,24 @@ class BatchIterator(Iterator[Batch]):
     """
 
     def __init__(
-        self, blocks: grain.MapDataset[Batch], source: Source, num_workers: int, prefetch: int
+        self,
+        make_batch: TrainBatch | EvalBatch,
+        blocks: range,
+        source: Source,
+        num_workers: int | None,
+        prefetch: int,
     ):
         """Starts prefetching when the first batch is asked for.
 
         Args:
-          blocks: the batches, by random access.
+          make_batch: makes a batch from its number.
+          blocks: the numbers of the batches to make.
           source: for the description of bad images.
-          num_workers: worker processes, 0 for threads of this one.
+          num_workers: worker processes, 0 for threads of this one, None for `default_workers()`.
           prefetch: batches made ahead, of each worker.
         """
+        if num_workers is None:
+            num_workers = default_workers()
         if num_workers < 0 or prefetch < 1:
             raise UserError(
                 f"num_workers must be at least 0 and prefetch at least 1, and they are "
@@ -206,10 +214,14 @@ class BatchIterator(Iterator[Batch]):
         # Grain's own default reads 500 elements ahead, which are batches here. A worker process
         # needs no threads: its queue is the buffer.
         ahead = 0 if num_workers else prefetch
-        dataset = blocks.to_iter_dataset(
-            grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
+        make_batch.in_shared_memory = num_workers > 0
+        dataset = (
+            grain.MapDataset.range(blocks.start, blocks.stop, blocks.step)
+            .map(make_batch)
+            .to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead))
         )
         if num_workers:
+            _require_shared_memory(num_workers, prefetch, make_batch.image_bytes)
             # Grain reads this flag of its own, which raises where absl has parsed no command line:
             # in notebooks, tests and programs that do not use absl.
             flags.FLAGS["grain_enable_multiprocess_worker_profiling"].present = True
@@ -267,72 +279,21 @@ def _closing(dataset: grain.IterDataset[Batch]) -> Generator[Batch, None, None]:
         batches.close()
 
 
-class _TrainExample:
-    """Makes one row of a training batch from a record's index."""
-
-    def __init__(self, source: Source, transform: RandomTransform, on_bad_image: BadImagePolicy):
-        self._source = source
-        self._transform = transform
-        self._on_bad_image = on_bad_image
-
-    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        bad_index = -1
-        for offset in range(min(len(self._source), _MAX_SUCCESSIVE_BAD_IMAGES)):
-            shown = (index + offset) % len(self._source)
-            record = self._source[shown]
-            try:
-                image = self._transform(record.image, rng)
-            except UndecodableImageError as error:
-                if self._on_bad_image == "stop":
-                    raise _bad_image(self._source, shown, error) from error
-                bad_index = index
-                continue
-            return {
-                "image": image,
-                "label": np.int32(record.label),
-                "index": np.int64(shown),
-                "bad_index": np.int64(bad_index),
-            }
+def _require_shared_memory(num_workers: int, prefetch: int, batch_bytes: int) -> None:
+    """Sees to it that the workers' batches have room; without it they would die of a bus error."""
+    if not _SHARED_MEMORY.is_dir():
+        return
+    # Of each worker: those in its queue, one in the making, and one on its way.
+    needed = num_workers * (prefetch + 2) * batch_bytes
+    status = os.statvfs(_SHARED_MEMORY)
+    free = status.f_bavail * status.f_frsize
+    if needed > free:
         raise UserError(
-            f"From {self._source.describe(index)} on {offset + 1} images in a row cannot be "
-            "decoded: check the data set."
+            f"{num_workers} worker processes need up to {math.ceil(needed / 2**20):,} MiB of "
+            f"shared memory for their batches, and {_SHARED_MEMORY} has {free // 2**20:,} MiB "
+            "free: enlarge it (docker run --shm-size=…, or mount -o remount,size=…), or set fewer "
+            "workers (0 for threads)."
         )
-
-
-class _EvalExample:
-    """Makes one row of an evaluation batch from a position, which may lie in the padding."""
-
-    def __init__(self, source: Source, transform: FixedTransform, on_bad_image: BadImagePolicy):
-        self._source = source
-        self._transform = transform
-        self._on_bad_image = on_bad_image
-
-    def __call__(self, position: int) -> dict[str, Any]:
-        if position >= len(self._source):
-            return self._row(None, label=0, index=-1)
-        record = self._source[position]
-        try:
-            return self._row(self._transform(record.image), record.label, position)
-        except UndecodableImageError as error:
-            if self._on_bad_image == "stop":
-                raise _bad_image(self._source, position, error) from error
-            return self._row(None, label=0, index=position)
-
-    def _row(self, image: np.ndarray | None, label: int, index: int) -> dict[str, Any]:
-        size = self._transform.image_size
-        return {
-            "image": np.zeros((size, size, 3), np.uint8) if image is None else image,
-            "label": np.int32(label),
-            "index": np.int64(index),
-            "mask": np.float32(image is not None),
-        }
-
-
-def _bad_image(source: Source, index: int, error: UndecodableImageError) -> UserError:
-    return UserError(
-        f"Cannot decode {source.describe(index)} ({error}): repair or remove it, or set "
-        "on_bad_image to 'skip'."
-    )
 
 
 def _initialise_worker(worker_index: int, worker_count: int) -> None:

@@ -16,10 +16,11 @@ from tensorflow_datasets.core import file_adapters, read_only_builder, registere
 from convnext_jax.data.sources import Record
 from convnext_jax.errors import UserError
 
-# TFDS reads these without TensorFlow, but writes and converts most data sets with it.
+# TFDS reads these without TensorFlow, but writes and converts most data sets with it, and its
+# programs import packages that it does not declare.
 _PREPARATION_NEEDS_TENSORFLOW = (
-    "this step alone needs TensorFlow: `pip install tensorflow`, in an environment of its own if "
-    "you like"
+    "this step alone needs `pip install tensorflow tensorflow-datasets apache-beam mlcroissant "
+    "importlib_resources`, in an environment of its own if you like"
 )
 
 

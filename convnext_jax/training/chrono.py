@@ -154,6 +154,13 @@ class Chrono:
         """The steps that `train_seconds` covers."""
         return self._earlier_steps + self._steps
 
+    @property
+    def wait_fraction(self) -> float | None:
+        """The share of `train_seconds` spent waiting for data, 0 to 1; None if unknown."""
+        if self.train_seconds <= 0:
+            return None
+        return (self._earlier_waited + self._waited) / self.train_seconds
+
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps; JSON-able."""
         return {

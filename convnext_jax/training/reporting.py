@@ -144,7 +144,7 @@ class Reporter:
             rate = speed.get("images_per_second")
             pace = [
                 console.rate(rate, self._device_count) if rate else "",
-                f"waiting {speed.get('wait_fraction', 0.0):.0%}",
+                f"waiting for data {speed.get('wait_fraction', 0.0):.0%}",
             ]
         left = self.chrono.time_left(step, self._total_steps)
         loss, learning_rate = metrics.get("loss"), metrics.get("learning_rate")
@@ -197,6 +197,7 @@ class Reporter:
             mean = self.chrono.train_steps * self._batch_size / self.chrono.train_seconds
             result["images_per_second"] = mean
             rows["throughput"] = console.rate(mean, self._device_count)
+            rows["data wait"] = f"{self.chrono.wait_fraction:.1%} of the training time"
         rows |= summary or {}
         rows["metrics"] = path
         rows["tensorboard"] = f"tensorboard --logdir {self._workdir / TENSORBOARD_DIR}"

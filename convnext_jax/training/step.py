@@ -14,8 +14,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from convnext_jax.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
-from convnext_jax.data.mixing import MixConfig, mix
+from convnext_jax.data.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    AugmentConfig,
+    augment,
+    by_planes,
+    normalize,
+)
+from convnext_jax.data.mixing import MixConfig, apply_mixture, draw_mixture, smooth_one_hot
 from convnext_jax.errors import UserError
 from convnext_jax.training.optim import update_ema
 from convnext_jax.training.sharding import batch_sharding, replicated
@@ -58,6 +65,59 @@ def micro_batches(batch: PyTree, count: int) -> PyTree:
     )
 
 
+def prepare_batch(
+    key: jax.Array,
+    batch: Batch,
+    *,
+    num_classes: int,
+    augment_config: AugmentConfig,
+    mix_config: MixConfig,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """What the model is trained on: a global batch augmented, normalised and mixed.
+
+    `augment` goes through the images one by one; over a batch that is cut, that loop must be each
+    device's own.
+
+    Args:
+      key: random key of the step.
+      batch: "image", uint8 (B, H, W, 3), and "label", int32 (B,).
+      num_classes: K.
+      augment_config: the policy, normalisation and random erasing.
+      mix_config: mixup, cutmix and label smoothing.
+      mesh: over whose devices the batch is cut; None for one device.
+
+    Returns:
+      float32 images (B, H, W, 3), and float32 soft targets (B, K) with rows of sum 1; the same for
+      any number of devices.
+    """
+    key_augment, key_mix = jax.random.split(key)
+    images = batch["image"]
+    size, height, width, _ = images.shape
+    images = _on_each_device(
+        lambda images, indices: augment(key_augment, images, indices, augment_config), mesh
+    )(images, jnp.arange(size))
+    targets = smooth_one_hot(batch["label"], num_classes, mix_config.label_smoothing)
+    # Every device draws for all. Cut among them, the loop that rejects a draw of Beta's would ask
+    # all the others at each turn.
+    mixture = _on_each_device(
+        lambda key: draw_mixture(key, size, height, width, mix_config), mesh, rows=False
+    )(key_mix)
+    if mixture is None:
+        return images, targets
+    return apply_mixture(mixture, images, targets)
+
+
+def _on_each_device(
+    function: Callable[..., Any], mesh: Mesh | None, *, rows: bool = True
+) -> Callable[..., Any]:
+    """Lets each device run a function by itself, on its rows of the arguments or on the whole."""
+    if mesh is None:
+        return function
+    spec = batch_sharding(mesh).spec if rows else replicated(mesh).spec
+    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)
+
+
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -68,16 +128,17 @@ def make_train_step(
     seed: int,
     ema_decay: float | None = None,
     accumulation_steps: int = 1,
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
+    augment_config: AugmentConfig = AugmentConfig(),  # noqa: B008 (a tuple, immutable)
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Makes the training step.
 
-    Normalise, mix, forward, backward (in micro-batches), optimizer, average. The step's randomness
-    is `fold_in(key(seed), step)`, so it needs no state beyond the step's number. Where the loss or
-    the gradient is not finite, the parameters, the optimizer and the average stay as they were, the
-    step is counted in `skipped`, and `finite` is False among the metrics: whether to go on is the
-    caller's.
+    Augment and normalise, mix, forward, backward (in micro-batches), optimizer, average. The step's
+    randomness is `fold_in(key(seed), step)`, and for what is drawn image by image also the image's
+    row in the global batch, so it needs no state beyond the step's number and does not depend on
+    the number of devices. Where the loss or the gradient is not finite, the parameters, the
+    optimizer and the average stay as they were, the step is counted in `skipped`, and `finite` is
+    False among the metrics: whether to go on is the caller's.
 
     Args:
       model: called as `model.apply(variables, images, train=True, rngs={"dropout": key})`.
@@ -88,8 +149,8 @@ def make_train_step(
       seed: of augmentation and stochastic depth.
       ema_decay: of the parameters' average; None for none.
       accumulation_steps: micro-batches per optimizer step, a divisor of the batch.
-      mean: of the images, in units of [0, 1].
-      std: of the images, in units of [0, 1].
+      augment_config: the policy, normalisation and random erasing.
+      mesh: over whose devices the batch is cut; None for one device.
 
     Returns:
       A function (state, batch) → (state, metrics). The batch holds "image", uint8 (B, H, W, C), and
@@ -135,9 +196,17 @@ def make_train_step(
                 f"of {size} images"
             )
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        key_mix, key_model = jax.random.split(key)
-        images = normalize(batch["image"], mean, std)
-        images, targets = mix(key_mix, images, batch["label"], num_classes, mix_config)
+        key_batch, key_model = jax.random.split(key)
+        images, targets = prepare_batch(
+            key_batch,
+            batch,
+            num_classes=num_classes,
+            augment_config=augment_config,
+            mix_config=mix_config,
+            mesh=mesh,
+        )
+        # Else a TPU takes mixing apart by pixels, where each image's mirror is far away.
+        images = _on_each_device(by_planes, mesh)(images)
         loss, grads = loss_and_grads(state.params, images, targets, key_model)
 
         grad_norm = optax.tree.norm(grads)

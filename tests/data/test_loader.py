@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from convnext_jax.data import loader
 from convnext_jax.data.loader import eval_loader, eval_steps, train_loader
 from convnext_jax.data.sources import open_source
 from convnext_jax.data.transforms import PadCropTrainTransform, ResizeEvalTransform, TrainTransform
@@ -108,6 +109,50 @@ def test_an_image_is_augmented_anew_each_epoch(source):
             shown.setdefault(int(index), set()).add(image.tobytes())
     # Index 0 is all black, so its padding does not show.
     assert min(len(variants) for index, variants in shown.items() if index) > 3
+
+
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_repeated_augmentation_shows_each_image_several_times_in_a_batch(source, repeats):
+    options = {"batch_size": 6, "repeats": repeats, "transform": PadCropTrainTransform(8)}
+    # 21 images, 6 / repeats a step: a pass takes 7 · repeats / 2 steps, rounded down.
+    steps = 21 * repeats // 6
+    batches = train(source, num_steps=2 * steps, **options)
+    for begin in (0, steps):
+        shown = []
+        for batch in batches[begin : begin + steps]:
+            images = batch["index"].reshape(-1, repeats)
+            assert (images == images[:, :1]).all()
+            assert len(set(images[:, 0])) == 6 // repeats
+            shown += list(images[:, 0])
+            np.testing.assert_array_equal(batch["label"], [source[i].label for i in batch["index"]])
+        assert len(shown) == len(set(shown)) == steps * 6 // repeats
+    views = np.concatenate([b["image"] for b in batches]).reshape(-1, repeats, 8, 8, 3)
+    differing = sum((group[0] != group[1]).any() for group in views)
+    assert differing > len(views) / 2
+    assert_equal(train(source, start_step=5, num_steps=2 * steps, **options), batches[5:])
+    if repeats == 3:  # of two processes each makes three rows
+        part = {"num_steps": 2 * steps, "process_count": 2} | options
+        halves = [train(source, process_index=p, **part) for p in range(2)]
+        assert_equal(assembled(halves), batches)
+
+
+def test_without_repeats_an_image_is_drawn_as_before(source):
+    assert_equal(train(source, repeats=1), train(source))
+
+
+def test_workers_are_counted_from_the_cores(monkeypatch):
+    for cores, workers in (({5}, 1), (set(range(2)), 1), (set(range(8)), 7), (set(range(240)), 64)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores, raising=False)
+        assert loader.default_workers() == workers
+
+
+def test_too_little_shared_memory_is_told_before_it_kills(source, tmp_path, monkeypatch):
+    free = os.statvfs_result((4096, 4096, 100, 50, 50, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: free)
+    transform = PadCropTrainTransform(64)
+    with pytest.raises(UserError, match=r"1 worker processes need up to 1 MiB.*--shm-size"):
+        train(source, transform=transform, num_workers=1, batch_size=8)
+    assert len(train(source, transform=transform, num_workers=0, batch_size=8, num_steps=1)) == 1
 
 
 @pytest.mark.parametrize("process_count", [2, 4])
@@ -218,6 +263,9 @@ def test_a_data_set_of_nothing_but_bad_images_is_an_error(source):
         ({"process_index": 2, "process_count": 2}, "process_index 2"),
         ({"start_step": 13}, "start_step 13"),
         ({"seed": -1}, "seed"),
+        ({"repeats": 3}, "repeats must divide the 4 images"),
+        ({"repeats": 0}, "repeats must divide"),
+        ({"repeats": 2, "process_count": 4}, "repeats must divide the 1 images"),
         ({"on_bad_image": "ignore"}, "'skip' or 'stop', not 'ignore'"),
         ({"num_workers": -1}, "num_workers"),
     ],

@@ -63,14 +63,14 @@ def expected_train(encoded: bytes, size: int, rng: np.random.Generator) -> np.nd
     return np.asarray(image)
 
 
-def expected_eval_224(encoded: bytes) -> np.ndarray:
+def expected_eval_224(encoded: bytes, short: int = 256) -> np.ndarray:
     image = pillow(encoded)
     w, h = image.size
-    # torchvision: new_short = 256, new_long = int(256 * long / short).
+    # torchvision: new_short = short, new_long = int(short * long / short side).
     if w <= h:
-        image = image.resize((256, int(256 * h / w)), BICUBIC)
+        image = image.resize((short, int(short * h / w)), BICUBIC)
     else:
-        image = image.resize((int(256 * w / h), 256), BICUBIC)
+        image = image.resize((int(short * w / h), short), BICUBIC)
     w, h = image.size
     top, left = round((h - 224) / 2.0), round((w - 224) / 2.0)
     return np.asarray(image.crop((left, top, left + 224, top + 224)))
@@ -90,6 +90,52 @@ def test_odd_sizes_equal_pillow(height, width):
     np.testing.assert_array_equal(EvalTransform(224)(encoded), expected_eval_224(encoded))
     whole = np.asarray(pillow(encoded).resize((384, 384), BICUBIC))
     np.testing.assert_array_equal(EvalTransform(384)(encoded), whole)
+
+
+@pytest.mark.parametrize("resize_size", [224, 230, 236, 300])
+def test_a_short_side_may_be_given(resize_size):
+    for height, width in ((301, 223), (40, 97), (224, 224), (1, 500)):
+        encoded = encode(noise(height, width))
+        expected = expected_eval_224(encoded, resize_size)
+        np.testing.assert_array_equal(
+            EvalTransform(224, resize_size=resize_size)(encoded), expected
+        )
+        # The ratio does not matter then.
+        other = EvalTransform(224, crop_ratio=0.5, resize_size=resize_size)
+        np.testing.assert_array_equal(other(encoded), expected)
+
+
+def test_the_whole_image_or_a_crop_may_be_asked_for():
+    encoded = encode(noise(300, 500))
+    whole = np.asarray(pillow(encoded).resize((224, 224), BICUBIC))
+    np.testing.assert_array_equal(EvalTransform(224, squash=True)(encoded), whole)
+    resized = pillow(encoded).resize((640, 384), BICUBIC)
+    middle = np.asarray(resized.crop((128, 0, 512, 384)))
+    for transform in (
+        EvalTransform(384, crop_ratio=1.0, squash=False),
+        EvalTransform(384, resize_size=384),
+    ):
+        np.testing.assert_array_equal(transform(encoded), middle)
+
+
+def test_what_is_decoded_already_goes_the_same_way():
+    encoded = encode(noise(300, 500))
+    for transform in (EvalTransform(224), EvalTransform(384), ResizeEvalTransform(32)):
+        np.testing.assert_array_equal(transform.apply(pillow(encoded)), transform(encoded))
+
+
+@pytest.mark.parametrize("transform", [TrainTransform(32), PadCropTrainTransform(32)])
+def test_views_are_drawn_one_after_another_from_one_decoding(transform, photographs, monkeypatch):
+    from convnext_jax.data import transforms
+
+    decoded = []
+    monkeypatch.setattr(transforms, "decode", lambda e: decoded.append(e) or decode(e))
+    views = transform.views(photographs[0], np.random.default_rng(1), 3)
+    assert len(decoded) == 1
+    assert len({view.tobytes() for view in views}) == 3
+    rng = np.random.default_rng(1)
+    for view in views:
+        np.testing.assert_array_equal(view, transform(photographs[0], rng))
 
 
 def test_photographs_equal_pillow(photographs):
@@ -224,6 +270,12 @@ def test_wrong_arguments_are_the_users_mistakes():
         EvalTransform(0)
     with pytest.raises(UserError, match="crop_ratio"):
         EvalTransform(224, crop_ratio=1.5)
+    with pytest.raises(UserError, match="resize_size must be at least image_size, 224"):
+        EvalTransform(224, resize_size=223)
+    with pytest.raises(UserError, match="resize_size and squash"):
+        EvalTransform(224, resize_size=256, squash=True)
+    with pytest.raises(UserError, match="'pillow' or 'fast', not 'quick'"):
+        TrainTransform(224, decoder="quick")
     with pytest.raises(UserError, match="padding"):
         PadCropTrainTransform(32, padding=-1)
     with pytest.raises(UserError, match="rising ranges"):

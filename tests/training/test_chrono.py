@@ -37,6 +37,7 @@ def test_compilation_and_pauses_do_not_count(clock):
     assert (first.compiling, first.seconds) == (True, 35.0)
     assert first.seconds_per_step is None
     assert first.wait_fraction is None
+    assert chrono.wait_fraction is None
     assert chrono.time_left(1, 100) is None
 
     for _ in range(10):
@@ -50,6 +51,7 @@ def test_compilation_and_pauses_do_not_count(clock):
     assert window.seconds_per_step == 1.0
     assert window.wait_fraction == 0.25
     assert chrono.time_left(11, 100) == 89.0
+    assert chrono.wait_fraction == 0.25
     assert chrono.time_left(120, 100) == 0.0
     assert chrono.wall_seconds == 145.0
     assert (chrono.train_seconds, chrono.train_steps) == (10.0, 10)
@@ -119,6 +121,7 @@ def test_ticks_between_laps_change_nothing_but_the_state(clock):
         step_with(clock, chrono, compute=1.5, wait=0.5)
         chrono.tick(step)
     assert chrono.state()["train_steps"] == 4
+    assert chrono.wait_fraction == 0.25
     with chrono.pause():
         clock.pass_(9.0)
     clock.pass_(2.0)

@@ -86,7 +86,7 @@ def test_progress_lines_tell_rate_waiting_and_time_left(tmp_path):
         "first step 20s with compilation",
         # 10 steps of 64 images in 5 s on 8 devices; 1,189 steps of half a second are left.
         "step    11/1,200  epoch   0.92/100.00  loss 5.4321  lr 4.00e-03  "
-        "128 img/s (16.0/device)  waiting 30%  eta 9m54s",
+        "128 img/s (16.0/device)  waiting for data 30%  eta 9m54s",
         "step    12/1,200  epoch   1.00/100.00  evaluation  accuracy 98.33%  ema accuracy 50.00%  "
         "loss 0.1234",
     ]
@@ -308,15 +308,16 @@ def test_finish_summarises_and_draws_all_of_a_resumed_run(tmp_path):
         "images_per_second": 23 * 64 / 44,
     }
     lines = [line.strip() for line in stream.getvalue().splitlines()]
-    assert lines[2:8] == [
+    assert lines[2:9] == [
         "summary",
         "steps         24 of 1,200 (2 epochs)",
         "accuracy      last 80.00%, best 90.00% at step 12",
         "ema accuracy  last 95.00%, best 95.00% at step 24",
         "wall time     1m06s, of which training 44s without compilation",
         "throughput    33.5 img/s (4.2/device)",
+        "data wait     0.0% of the training time",
     ]
-    assert lines[8] == "checkpoints   here"
+    assert lines[9] == "checkpoints   here"
     assert lines[-1] == f"curves        {tmp_path / 'curves.png'}"
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
