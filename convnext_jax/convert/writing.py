@@ -1,5 +1,6 @@
 """Writing weights for other programs, as a safetensors file."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,6 +34,11 @@ def write_safetensors(
     partial = target.with_name(target.name + ".partial")
     try:
         save_file(dict(tensors), partial, metadata=dict(metadata))
+        # The library makes files that their owner alone may read; a process can only ask for its
+        # mask by setting it.
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o666 & ~mask)
         partial.replace(target)
     except OSError as error:
         raise UserError(f"{target} can't be written: {error.strerror or error}") from error

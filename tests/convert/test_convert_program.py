@@ -91,6 +91,9 @@ def test_a_file_for_others_says_what_it_is(official, tmp_path):
         assert "stages.2.blocks.1.mlp.fc1.weight" in file.keys()  # noqa: SIM118, no mapping
         about = file.metadata()
     assert about["format"] == "pt"
+    beside = tmp_path / "beside"
+    beside.touch()
+    assert back.stat().st_mode == beside.stat().st_mode
     assert json.loads(about["convnext_jax"])["source"] == str(official)
 
 
