@@ -1,10 +1,12 @@
 """Writing weights for other programs, as a safetensors file."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from convnext_jax.errors import UserError
@@ -31,7 +33,7 @@ def write_safetensors(
     target = Path(path)
     if target.is_dir() or (target.exists() and not overwrite):
         raise UserError(f"{target} exists already; give another path, or --overwrite for a file")
-    partial = target.with_name(target.name + ".partial")
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
         save_file(dict(tensors), partial, metadata=dict(metadata))
         # The library makes files that their owner alone may read; a process can only ask for its
@@ -40,7 +42,8 @@ def write_safetensors(
         os.umask(mask)
         partial.chmod(0o666 & ~mask)
         partial.replace(target)
-    except OSError as error:
-        raise UserError(f"{target} can't be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{target} can't be written ({error}); give another path") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -44,34 +44,32 @@ def save_weights(
       written: called after each array, so that a mapped file may let go of its pages.
 
     Raises:
-      UserError: if something lies there already, unless `overwrite`.
+      UserError: if something lies there already, unless `overwrite`, or it can't be written.
       TypeError: if `metadata` is not JSON-able.
     """
     beside = json.loads(json.dumps({"metadata": dict(metadata), "metrics": {}}))
     target = absolute_path(directory)
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists already; give another path, or --overwrite")
-    # Beside the target, and renamed as the last act: a conversion that fails leaves nothing.
-    partial = target.with_name(target.name + ".partial")
-    if partial.exists():
-        partial.rmtree()
+    # Beside the target, and renamed as the last act: a conversion that fails leaves nothing. The
+    # process's number keeps it from being anything of the user's.
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     registry = ocp.type_handlers.create_type_handler_registry(
         (np.ndarray, _OneByOne(written)),
         # Unused, but Orbax warns where it is missing.
         (jax.Array, ocp.type_handlers.ArrayHandler()),
     )
-    manager = ocp.CheckpointManager(
-        partial,
-        options=ocp.CheckpointManagerOptions(
-            enable_async_checkpointing=False, save_root_metadata=False
-        ),
-        item_handlers={
-            STATE: ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
-            METADATA: ocp.JsonCheckpointHandler(),
-        },
-    )
     try:
-        with manager:
+        with ocp.CheckpointManager(
+            partial,
+            options=ocp.CheckpointManagerOptions(
+                enable_async_checkpointing=False, save_root_metadata=False
+            ),
+            item_handlers={
+                STATE: ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+                METADATA: ocp.JsonCheckpointHandler(),
+            },
+        ) as manager:
             manager.save(
                 STEP,
                 args=ocp.args.Composite(
@@ -84,9 +82,12 @@ def save_weights(
         if target.exists():
             target.rmtree()
         partial.rename(target)
-    except BaseException:
+    except OSError as error:
+        raise UserError(
+            f"{target} can't be written: {error.strerror or error}; give another path"
+        ) from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 class _OneByOne(ocp.type_handlers.NumpyHandler):

@@ -14,6 +14,7 @@ from convnext_jax import cli
 from convnext_jax.convert.__main__ import main
 from convnext_jax.convert.pretrained import open_pretrained
 from convnext_jax.convert.stored import find_weights
+from convnext_jax.errors import UserError
 from convnext_jax.training import weight_checkpoints
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden" / "models.npz"
@@ -141,6 +142,15 @@ def test_nothing_is_overwritten_unasked(official, tmp_path, capsys):
     assert run(official, tmp_path / "here", "--overwrite") == 0
 
 
+@pytest.mark.parametrize("options", [(), ("--to", "safetensors")])
+def test_a_place_that_cannot_be_written_is_named(official, tmp_path, capsys, options):
+    (tmp_path / "file").write_text("no directory")
+    assert run(official, tmp_path / "file" / "here", *options) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'file' / 'here'} can't be written" in error
+    assert error.count("\n") == 1
+
+
 def test_a_failure_leaves_what_was_there(official, tmp_path):
     assert run(official, tmp_path / "here") == 0
     before = {p: p.read_bytes() for p in (tmp_path / "here").rglob("*") if p.is_file()}
@@ -151,7 +161,7 @@ def test_a_failure_leaves_what_was_there(official, tmp_path):
             raise OSError(28, "No space left on device")
 
     weights = find_weights(official)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="can't be written: No space left on device"):
         weight_checkpoints.save_weights(
             tmp_path / "here", weights.arrays(), {}, overwrite=True, written=full
         )
