@@ -1,5 +1,6 @@
 """What the programs share at their border with the shell: configs, and mistakes in one sentence."""
 
+import argparse
 import difflib
 import importlib.util
 import logging
@@ -120,6 +121,30 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return config
 
 
+def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --weights and --sha256, as every program has them that takes a trained network.
+
+    Args:
+      parser: of the program; what is given goes to `convert.pretrained.open_pretrained`.
+    """
+    parser.add_argument(
+        "--weights",
+        required=True,
+        metavar="W",
+        help="what convnext_jax.convert wrote, the workdir of a run, a .pth or .safetensors file, "
+        "a URL, or hf://owner/name",
+    )
+    parser.add_argument("--sha256", help="what a foreign file of weights must hash to")
+
+
+class _ToStandardError(logging.StreamHandler):
+    """Writes to what standard error is at the time, not to what it was when this was made."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def run(program: Callable[[Sequence[str]], object], argv: Sequence[str] | None = None) -> int:
     """Runs a program and turns a user's mistake into one sentence on standard error.
 
@@ -133,7 +158,7 @@ def run(program: Callable[[Sequence[str]], object], argv: Sequence[str] | None =
     log = logging.getLogger("convnext_jax")
     # A handler of its own, since absl, which Orbax brings, has claimed the root logger by now.
     if not log.handlers:
-        handler = logging.StreamHandler()
+        handler = _ToStandardError()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
         log.propagate = False

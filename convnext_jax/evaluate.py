@@ -303,13 +303,7 @@ def _parser() -> argparse.ArgumentParser:
         "severities, also as the authors' own folders, and gives the mean corruption error.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--weights",
-        required=True,
-        help="a workdir of a run, what python -m convnext_jax.convert wrote, a PyTorch or "
-        "safetensors file, a URL, or hf://owner/name",
-    )
-    parser.add_argument("--sha256", help="what a foreign file must hash to")
+    cli.add_weights_arguments(parser)
     parser.add_argument("--dataset", required=True, help='its name, or "folder"; see below')
     parser.add_argument(
         "--split",

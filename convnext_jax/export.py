@@ -119,14 +119,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "file", type=Path, metavar="FILE", help="to write; FILE.json goes beside it"
     )
-    parser.add_argument(
-        "--weights",
-        required=True,
-        metavar="W",
-        help="what convnext_jax.convert wrote, the workdir of a run, a .pth or .safetensors file, "
-        "a URL, or hf://owner/name",
-    )
-    parser.add_argument("--sha256", help="what a foreign file of weights must hash to")
+    cli.add_weights_arguments(parser)
     parser.add_argument("--format", choices=("stablehlo", "onnx"), default="stablehlo")
     parser.add_argument(
         "--size",

@@ -74,14 +74,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="image files, folders of them, or glob patterns"
     )
-    parser.add_argument(
-        "--weights",
-        required=True,
-        metavar="W",
-        help="what convnext_jax.convert wrote, the workdir of a run, a .pth or .safetensors file, "
-        "a URL, or hf://owner/name",
-    )
-    parser.add_argument("--sha256", help="what a foreign file of weights must hash to")
+    cli.add_weights_arguments(parser)
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes shown (5)")
     parser.add_argument("--size", type=int, metavar="S", help="of the images; the weights' own")
     parser.add_argument("--batch_size", type=int, default=32, metavar="B", help="at once (32)")
