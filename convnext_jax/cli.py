@@ -4,8 +4,10 @@ import argparse
 import difflib
 import importlib.util
 import logging
+import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from convnext_jax import recipes
-from convnext_jax.errors import RunStoppedError, UserError
+from convnext_jax.distributed.joining import exits_at_once
+from convnext_jax.errors import RESUME_STATUS, RunInterruptedError, RunStoppedError, UserError
 
 
 def field_names(config: ConfigDict, prefix: str = "config") -> list[str]:
@@ -153,7 +156,8 @@ def run(program: Callable[[Sequence[str]], object], argv: Sequence[str] | None =
       argv: these arguments; those of the process by default.
 
     Returns:
-      The exit status: 0, 2 after a `UserError`, 1 after a `RunStoppedError`.
+      The exit status: 0, 2 after a `UserError`, 75 after a `RunInterruptedError`, 1 after another
+      `RunStoppedError`. Where other processes may wait for this one it does not return, but exits.
     """
     log = logging.getLogger("convnext_jax")
     # A handler of its own, since absl, which Orbax brings, has claimed the root logger by now.
@@ -163,12 +167,26 @@ def run(program: Callable[[Sequence[str]], object], argv: Sequence[str] | None =
         log.addHandler(handler)
         log.propagate = False
     log.setLevel(logging.INFO)
+    status = _status(program, sys.argv[1:] if argv is None else argv)
+    if exits_at_once():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _status(program: Callable[[Sequence[str]], object], argv: Sequence[str]) -> int:
     try:
-        program(sys.argv[1:] if argv is None else argv)
+        program(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RunStoppedError as error:
         print(f"stopped: {error}", file=sys.stderr)
+        return RESUME_STATUS if isinstance(error, RunInterruptedError) else 1
+    except BaseException:
+        if not exits_at_once():
+            raise
+        traceback.print_exc()
         return 1
     return 0

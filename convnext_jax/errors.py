@@ -1,4 +1,7 @@
-"""The one exception that stands for a user's mistake."""
+"""The exceptions that a program turns into one sentence and an exit status."""
+
+# `EX_TEMPFAIL` of sysexits.h: try again.
+RESUME_STATUS = 75
 
 
 class UserError(ValueError):
@@ -10,4 +13,14 @@ class UserError(ValueError):
 
 
 class RunStoppedError(RuntimeError):
-    """A run that ended itself, as at a loss that is not finite; the message says how to go on."""
+    """A run that ended itself, as at a loss that is not finite; the message says how to go on.
+
+    Where a run has several processes all of them end so, at the same step. Exit status 1.
+    """
+
+
+class RunInterruptedError(RunStoppedError):
+    """A run that was ended from outside; the same command, given again, goes on with it.
+
+    The exit status is `RESUME_STATUS`, by which a launcher knows to start it again.
+    """

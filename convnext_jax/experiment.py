@@ -1,10 +1,12 @@
 """From a config to the objects that it describes; programs and tests alike build them here."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from convnext_jax.data.augment import AugmentConfig
@@ -31,6 +33,8 @@ from convnext_jax.models.registry import create_model
 from convnext_jax.training.durations import to_steps
 from convnext_jax.training.optim import adamw
 from convnext_jax.training.schedule import warmup_cosine
+from convnext_jax.training.state import TrainState
+from convnext_jax.training.step import Batch, Metrics, make_train_step
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -200,6 +204,32 @@ def build_augmentation(config: ConfigDict) -> AugmentConfig:
     )
 
 
+def build_train_step(
+    config: ConfigDict,
+    model: ConvNeXt,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The training step of a config: what `train.py` runs, and `plan.py` compiles.
+
+    Raises:
+      UserError: as `build_mixing` and `build_augmentation`.
+    """
+    return make_train_step(
+        model,
+        optimizer,
+        schedule,
+        num_classes=model.num_classes,
+        mix_config=build_mixing(config),
+        seed=config.seed,
+        ema_decay=config.ema_decay,
+        accumulation_steps=config.optim.accumulation_steps,
+        augment_config=build_augmentation(config),
+        mesh=mesh,
+    )
+
+
 def check_batch_sizes(config: ConfigDict, devices: int) -> None:
     """Holds both batch sizes to the number of devices.
 
@@ -225,10 +255,9 @@ def check_batch_sizes(config: ConfigDict, devices: int) -> None:
                 f"config.{field} = {config[field]} can't be divided evenly among {what}; "
                 f"give a multiple of {parts}"
             )
-    if config.on_nonfinite not in ("stop", "skip"):
-        raise UserError(
-            f'config.on_nonfinite is {config.on_nonfinite!r}; it must be "stop" or "skip"'
-        )
+    for field, other in (("on_nonfinite", "skip"), ("on_save_failure", "continue")):
+        if config[field] not in ("stop", other):
+            raise UserError(f'config.{field} is {config[field]!r}; it must be "stop" or "{other}"')
 
 
 def open_train_source(config: ConfigDict) -> Source:

@@ -28,6 +28,10 @@ def base() -> ConfigDict:
     # A checkpoint of this library to start from; "" stands for one that must be given.
     config.init_from = placeholder(str)
     config.on_nonfinite = "stop"  # or "skip": leave such steps out, and count them
+    # Stop where the loss stays above this times its running average for so many steps; None: never.
+    config.spike_factor = placeholder(float)
+    config.spike_steps = 20
+    config.on_save_failure = "stop"  # or "continue": try again at the next checkpoint
 
     config.model = ConfigDict()
     config.model.name = "convnext_tiny"
@@ -219,6 +223,8 @@ def v2_finetune_small(model: str) -> ConfigDict:
 # Bounds, both included, of numbers that would otherwise train on nonsense without a word.
 _BOUNDS = {
     "ema_decay": (0.0, 1.0),
+    "spike_factor": (1.0, float("inf")),
+    "spike_steps": (1, float("inf")),
     "optim.learning_rate": (0.0, float("inf")),
     "optim.min_learning_rate": (0.0, float("inf")),
     "optim.weight_decay": (0.0, float("inf")),

@@ -9,36 +9,38 @@ checkpoint was.
 import argparse
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from convnext_jax import cli, experiment
 from convnext_jax.convert.stored import find_weights
 from convnext_jax.data.loader import eval_loader, train_loader
-from convnext_jax.errors import RunStoppedError, UserError
+from convnext_jax.distributed import joining
+from convnext_jax.errors import UserError
 from convnext_jax.start_up import start_up_report
 from convnext_jax.training import sharding
 from convnext_jax.training.checkpoints import Checkpointer
 from convnext_jax.training.evaluation import evaluate
 from convnext_jax.training.init_from import StoredWeights, start_from
+from convnext_jax.training.loss_guard import LossGuard
+from convnext_jax.training.preemption import Preemption
 from convnext_jax.training.reporting import Reporter
+from convnext_jax.training.save_policy import SavePolicy
 from convnext_jax.training.state import TrainState, abstract_state, create_state
-from convnext_jax.training.step import (
-    jit_eval_step,
-    jit_train_step,
-    make_eval_step,
-    make_train_step,
-)
+from convnext_jax.training.step import jit_eval_step, jit_train_step, make_eval_step
+from convnext_jax.training.step_log import StepLog
 from convnext_jax.training.workdir import check_config
 
-# Fields that a run may change between stops: they decide when it speaks and how fast it is, not
-# what it computes.
-FREE_FIELDS = ("log_every", "checkpoints_kept", "data.workers", "data.data_dir", "eval_batch_size")
+# Fields that a run may change between stops. Most decide when it speaks, what makes it stop and how
+# fast it is; another mesh computes the same but for the order of float32 additions.
+FREE_FIELDS = (
+    *("log_every", "checkpoints_kept", "data.workers", "data.data_dir", "eval_batch_size"),
+    *("mesh", "spike_factor", "spike_steps", "on_save_failure"),
+)
 
 # Steps given to the devices ahead of the one whose result is awaited. More would only pin batches.
 STEPS_IN_FLIGHT = 2
@@ -60,7 +62,10 @@ def train(
 
     Raises:
       UserError: for a mistake in the config, the data or the workdir.
-      RunStoppedError: at a loss or gradient that is not finite, unless the config skips such steps.
+      RunInterruptedError: when the platform announced that it will stop this process; all has been
+        saved by then.
+      RunStoppedError: at a loss or gradient that is not finite, unless the config skips such steps;
+        at a long spike of the loss, or a checkpoint that can't be written, if the config says so.
     """
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
@@ -71,8 +76,6 @@ def train(
     source = experiment.open_train_source(config)
     eval_source = experiment.open_eval_source(config, source)
     steps = experiment.durations(config, len(source))
-    mixing = experiment.build_mixing(config)
-    augmentation = experiment.build_augmentation(config)
 
     # Devices, model, optimizer.
     mesh = sharding.create_mesh(config.mesh.data, config.mesh.fsdp)
@@ -97,6 +100,7 @@ def train(
         best_metric="score",
     )
     with contextlib.ExitStack() as exits:
+        preemption = exits.enter_context(Preemption())
         exits.enter_context(checkpointer)
         # The workdir must be this run's own. One without a checkpoint holds nothing that another
         # config could spoil, so a run that failed at once may be corrected.
@@ -113,10 +117,8 @@ def train(
         )
         restored = checkpointer.restore(abstract)
         if restored is not None:
-            state, start, chrono_state = restored.state, restored.step, restored.metadata["chrono"]
-            experiment.check_identity(
-                restored.metadata["data"], identity, allow=allow_config_change
-            )
+            state, start, beside = restored.state, restored.step, restored.metadata
+            experiment.check_identity(beside["data"], identity, allow=allow_config_change)
         else:
             state = create_state(
                 model,
@@ -126,7 +128,7 @@ def train(
                 seed=config.seed,
                 ema=abstract.ema_params is not None,
             )
-            start, chrono_state = 0, None
+            start, beside = 0, {}
             if config.init_from is not None:
                 state = start_from(state, _weights_to_start_from(config))
 
@@ -138,7 +140,7 @@ def train(
             batch_size=config.batch_size,
             device_count=jax.device_count(),
             start_step=start,
-            chrono_state=chrono_state,
+            chrono_state=beside.get("chrono"),
         )
         exits.callback(reporter.close)
         reporter.start_up(
@@ -147,27 +149,14 @@ def train(
             )
         )
 
-        if start == steps.total:
+        if start == steps.total and not beside.get("evaluation_due"):
             reporter.message(
                 f"this run is finished: config.total is {config.total!r}. To train on, give "
                 "another --workdir, or a larger config.total and --allow_config_change\n"
             )
 
         train_step = jit_train_step(
-            make_train_step(
-                model,
-                optimizer,
-                schedule,
-                num_classes=model.num_classes,
-                mix_config=mixing,
-                seed=config.seed,
-                ema_decay=config.ema_decay,
-                accumulation_steps=config.optim.accumulation_steps,
-                augment_config=augmentation,
-                mesh=mesh,
-            ),
-            abstract,
-            mesh,
+            experiment.build_train_step(config, model, optimizer, schedule, mesh), abstract, mesh
         )
         eval_step = jit_eval_step(
             make_eval_step(model, mean=tuple(config.augment.mean), std=tuple(config.augment.std)),
@@ -182,7 +171,7 @@ def train(
             "on_bad_image": config.data.on_bad_image,
         }
 
-        def evaluate_state(state: TrainState) -> dict[str, float]:
+        def evaluate_state(state: TrainState) -> dict[str, float] | None:
             assert eval_source is not None
             host_batches = eval_loader(
                 eval_source,
@@ -193,11 +182,53 @@ def train(
             with contextlib.closing(host_batches):
                 fields = ("image", "label", "mask")
                 batches = sharding.prefetch_to_device(host_batches, batch_sharding, fields)
-                return evaluate(eval_step, state.params, batches, state.ema_params)
+                return evaluate(
+                    eval_step,
+                    state.params,
+                    batches,
+                    state.ema_params,
+                    interrupted=preemption.reached,
+                )
 
-        # The loop. Metrics stay on the devices until they are wanted.
+        # What a stop or a kill must not lose lies in the checkpoint, beside the state.
         chrono = reporter.chrono
-        recent: list[tuple[int, dict[str, jax.Array]]] = []
+        log = StepLog(beside.get("log", ()))
+        guard = LossGuard(
+            stop_at_nonfinite=config.on_nonfinite == "stop",
+            spike_factor=config.spike_factor,
+            spike_steps=config.spike_steps,
+            state=beside.get("guard"),
+        )
+        saves = SavePolicy(checkpointer, on_failure=config.on_save_failure, tell=reporter.message)
+
+        def check_losses() -> None:
+            for done, step_metrics in log.fetch():
+                if (wrong := guard.check(done, step_metrics)) is not None:
+                    raise saves.stop(wrong)
+
+        def report_losses() -> None:
+            report = log.report()
+            line = dict(report.metrics)
+            if report.left_out:
+                line["skipped"] = len(report.left_out)
+                reporter.message(
+                    f"left out {len(report.left_out)} of the last {report.steps} steps, step "
+                    f"{report.left_out[0]} the first: their loss or gradient was not finite"
+                )
+            if host_batches.bad_images:
+                line["bad_images"] = len(host_batches.bad_images)
+            reporter.train(report.done, line)
+
+        metrics: dict[str, float] = {}
+        if beside.get("evaluation_due"):
+            # The run was stopped in the middle of it.
+            evaluated = evaluate_state(state)
+            if evaluated is None:
+                raise saves.interruption()
+            metrics = evaluated
+            reporter.evaluation(start, metrics)
+            checkpointer.add_metrics(start, {**metrics, "score": metrics[score]})
+
         host_batches = train_loader(
             source,
             transform,
@@ -208,31 +239,6 @@ def train(
             repeats=config.data.repeats,
             **loading,
         )
-
-        def report_recent() -> None:
-            fetched = [(done, jax.device_get(metrics)) for done, metrics in recent]
-            recent.clear()
-            bad = [(done, metrics) for done, metrics in fetched if not metrics["finite"]]
-            if bad and config.on_nonfinite == "stop":
-                checkpointer.wait()
-                raise RunStoppedError(_nonfinite_message(*bad[0], checkpointer))
-            good = [metrics for _, metrics in fetched if metrics["finite"]]
-            line = {
-                "loss": float(np.mean([m["loss"] for m in good])) if good else float("nan"),
-                "grad_norm": float(good[-1]["grad_norm"]) if good else float("nan"),
-                "learning_rate": float(fetched[-1][1]["learning_rate"]),
-            }
-            if bad:
-                line["skipped"] = len(bad)
-                reporter.message(
-                    f"left out {len(bad)} of the last {len(fetched)} steps, step {bad[0][0]} the "
-                    "first: their loss or gradient was not finite"
-                )
-            if host_batches.bad_images:
-                line["bad_images"] = len(host_batches.bad_images)
-            reporter.train(fetched[-1][0], line)
-
-        metrics: dict[str, float] = {}
         with contextlib.closing(host_batches):
             batches = sharding.prefetch_to_device(host_batches, batch_sharding, ("image", "label"))
             for step in range(start, steps.total):
@@ -241,26 +247,33 @@ def train(
                 with jax.transfer_guard("disallow"):
                     state, step_metrics = train_step(state, batch)
                 done = step + 1
-                recent.append((done, step_metrics))
+                log.append(done, step_metrics)
                 if step == start:
                     # The compilation ends here, and counts neither for the pace nor for the ETA.
                     jax.block_until_ready(step_metrics)
                     compiling = chrono.lap(done)
                     reporter.message(f"first step after {compiling.seconds:.0f} s, compiled")
-                elif len(recent) > STEPS_IN_FLIGHT:
-                    jax.block_until_ready(recent[-1 - STEPS_IN_FLIGHT][1])
+                log.hold_back(STEPS_IN_FLIGHT)
 
                 last = done == steps.total
                 evaluating = eval_source is not None and (last or done % steps.eval_every == 0)
                 saving = last or done % steps.checkpoint_every == 0
-                if evaluating or saving or done % steps.log_every == 0:
-                    report_recent()
+                reporting = evaluating or saving or done % steps.log_every == 0
+                stopping = preemption.reached()
+                if reporting or stopping:
+                    check_losses()
+                if reporting:
+                    report_losses()
                 with chrono.pause():
-                    if evaluating:
-                        metrics = evaluate_state(state)
+                    evaluated = None
+                    if evaluating and not stopping:
+                        evaluated = evaluate_state(state)
+                        stopping = evaluated is None
+                    if evaluated is not None:
+                        metrics = evaluated
                         reporter.evaluation(done, metrics)
-                    if saving:
-                        checkpointer.save(
+                    if saving or stopping:
+                        saves.save(
                             done,
                             state,
                             metadata={
@@ -269,10 +282,16 @@ def train(
                                 "data": identity,
                                 "class_names": source.class_names,
                                 "chrono": chrono.state(),
+                                "guard": guard.state(),
+                                "log": log.state(),
+                                "evaluation_due": evaluating and evaluated is None,
                             },
-                            metrics={**metrics, "score": metrics[score]} if evaluating else None,
+                            metrics=evaluated and {**evaluated, "score": evaluated[score]},
+                            last=last or stopping,
                         )
-            checkpointer.wait()
+                if stopping:
+                    raise saves.interruption()
+            saves.wait()
             skipped = int(jax.device_get(state.skipped))
             reporter.finish(
                 ({"steps left out": f"{skipped:,}, not finite"} if skipped else {})
@@ -286,22 +305,6 @@ def _weights_to_start_from(config: ConfigDict) -> StoredWeights:
         return find_weights(config.init_from)
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from error
-
-
-def _nonfinite_message(
-    done: int, metrics: Mapping[str, np.ndarray], checkpointer: Checkpointer
-) -> str:
-    last = checkpointer.latest_step()
-    where = (
-        f"the last good checkpoint is that of step {last} in {checkpointer.directory}"
-        if last is not None
-        else "no checkpoint had been written yet"
-    )
-    return (
-        f"step {done}: the loss is {metrics['loss']}, the gradient's norm {metrics['grad_norm']}; "
-        f"{where}. Start again with --allow_config_change and a lower "
-        "--config.optim.learning_rate, or --config.on_nonfinite=skip to leave such steps out"
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -320,9 +323,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         action="store_true",
         help="go on in a workdir that was begun with another config or data set",
     )
+    joining.add_arguments(parser)
     arguments, overrides = parser.parse_known_args(argv)
     config = cli.load_config(arguments.config, overrides)
-    return train(config, arguments.workdir, allow_config_change=arguments.allow_config_change)
+    with joining.joined(arguments):
+        return train(config, arguments.workdir, allow_config_change=arguments.allow_config_change)
 
 
 if __name__ == "__main__":

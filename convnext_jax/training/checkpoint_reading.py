@@ -6,6 +6,7 @@ Beside `checkpoints.py`, which says what a checkpoint is, this file alone import
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -67,6 +68,14 @@ def read_beside(path: epath.Path) -> dict[str, Any]:
     return dict(ocp.JsonCheckpointHandler().restore(path / METADATA))
 
 
+def replace_metrics(path: epath.Path, metrics: Mapping[str, float]) -> None:
+    """Writes the JSON file beside the arrays anew, with other metrics; call it on one process."""
+    file = path / METADATA / METADATA
+    draft = file.with_name(f"{METADATA}.tmp")
+    draft.write_text(json.dumps({**read_beside(path), "metrics": dict(metrics)}))
+    draft.replace(file)
+
+
 def read_state(path: epath.Path, abstract_state: Any, *, partial: bool) -> Any:
     """The arrays of a checkpoint, on the shardings asked for; raises whatever goes wrong.
 
@@ -111,6 +120,11 @@ def describe_damage(error: BaseException) -> str | None:
     away = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     if away or _NOT_DAMAGE.search(str(error)):
         return None
+    return one_line(error)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's kind and the beginning of what it says."""
     line = f"{type(error).__name__}: {str(error).strip()}".split("\n", 1)[0]
     return line if len(line) <= 200 else line[:197] + "..."
 

@@ -17,13 +17,14 @@ checkpoint that a killed run left half-written is told from a whole one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -36,12 +37,26 @@ from jax.experimental import multihost_utils
 from convnext_jax.errors import UserError
 from convnext_jax.training import checkpoint_reading
 from convnext_jax.training.checkpoint_reading import METADATA, STATE
+from convnext_jax.training.checkpoint_room import obstacle
 from convnext_jax.training.workdir import absolute_path
 
 _log = logging.getLogger("convnext_jax")
 
 _STEP_NAME = re.compile(r"(0|[1-9]\d*)(\.orbax-checkpoint-tmp.*)?")
 _SOUND, _DAMAGED, _FAILED = range(3)  # what a process made of a checkpoint, the worst last
+
+
+class SaveError(RuntimeError):
+    """A checkpoint that could not be written; those before it are as they were.
+
+    Attributes:
+      agreed: whether every process knows of it, and all can go on.
+    """
+
+    def __init__(self, message: str, *, agreed: bool) -> None:
+        """Takes a sentence that names the checkpoint and the reason."""
+        super().__init__(message)
+        self.agreed = agreed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +112,8 @@ class Checkpointer:
         self._best_metric = best_metric
         self._sign = 1.0 if best_mode == "max" else -1.0
         self._scores: dict[int, float] = {}
+        self._under_way: int | None = None
+        logging.getLogger("absl").addFilter(_not_from_orbax)
         # Listed before the manager starts to clean up what a killed run left.
         present = _names(self.directory)
         self._manager = ocp.CheckpointManager(
@@ -176,7 +193,7 @@ class Checkpointer:
         """Starts to save `state`, and returns once it is copied off the devices.
 
         The caller may donate `state`'s buffers to the next step at once. A save still under way
-        is waited for; its failure is raised here, in `wait` or in `close`.
+        is waited for first; `wait` beforehand, to tell its failure from this one's.
 
         Args:
           step: the number of steps taken to reach `state`.
@@ -188,6 +205,8 @@ class Checkpointer:
           False if a checkpoint of this step already lies there, which then stays as it is.
 
         Raises:
+          SaveError: if the directory is not writable, or the disk too full; if writing the
+            checkpoint before, or beginning this one, failed.
           TypeError: if `metadata` is not JSON-able.
           ValueError: if the checkpointer is read-only.
         """
@@ -197,9 +216,15 @@ class Checkpointer:
             return False
         finite = {k: float(v) for k, v in (metrics or {}).items() if math.isfinite(v)}
         beside = json.loads(json.dumps({"metadata": dict(metadata), "metrics": finite}))
+        self.wait()
+        if (what := obstacle(self.directory, state)) is not None:
+            raise SaveError(
+                f"the checkpoint of step {step} could not be written: {what}", agreed=True
+            )
         self._rank(step, finite)
+        self._under_way = step
         # A loop under `transfer_guard("disallow")` means its own arrays, not this copy.
-        with jax.transfer_guard("allow"):
+        with jax.transfer_guard("allow"), self._failing_as_save_error():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -209,6 +234,18 @@ class Checkpointer:
                 force=True,
             )
         return True
+
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Gives a finished checkpoint figures that were not known when it was saved.
+
+        Args:
+          step: of the checkpoint.
+          metrics: replace those given to `save`.
+        """
+        finite = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
+        self._rank(step, finite)
+        if jax.process_index() == 0:
+            checkpoint_reading.replace_metrics(self.directory / str(step), finite)
 
     def restore(
         self, abstract_state: Any, step: int | None = None, *, partial: bool = False
@@ -266,12 +303,39 @@ class Checkpointer:
         return None
 
     def wait(self) -> None:
-        """Returns once every save has been finished; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Returns once every save has been finished.
+
+        Raises:
+          SaveError: if the last one failed. It is told once.
+        """
+        with self._failing_as_save_error():
+            self._manager.wait_until_finished()
+        self._under_way = None
 
     def close(self) -> None:
         """Waits for saves under way and releases the background threads."""
-        self._manager.close()
+        try:
+            self._manager.close()
+        except Exception as error:  # Orbax raises whatever its threads ended by.
+            _log.error("%s", self._save_error(error))
+        logging.getLogger("absl").removeFilter(_not_from_orbax)
+
+    @contextlib.contextmanager
+    def _failing_as_save_error(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # as above
+            failure = self._save_error(error)
+            self._scores.pop(self._under_way or 0, None)
+            self._under_way = None
+            raise failure from error
+
+    def _save_error(self, error: Exception) -> SaveError:
+        return SaveError(
+            f"the checkpoint of step {self._under_way} could not be written: "
+            f"{checkpoint_reading.one_line(error)}",
+            agreed=jax.process_count() == 1,
+        )
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -358,6 +422,11 @@ class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
         if ranked:
             keep.add(max(ranked, key=lambda step: (self.scores[step], step)))
         return [step in keep for step in steps]
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    """Leaves out the stack that each of Orbax's threads prints when a save fails: it is raised."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 def _names(directory: epath.Path) -> list[str]:

@@ -16,7 +16,9 @@ def evaluate(
     params: PyTree,
     batches: Iterable[dict[str, jax.Array]],
     ema_params: PyTree = None,
-) -> dict[str, float]:
+    *,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Evaluates parameters, and their average beside them, in one pass over a whole split.
 
     Args:
@@ -24,8 +26,10 @@ def evaluate(
       params: parameter tree.
       batches: global batches with a mask; the same number on every process.
       ema_params: the average, or None.
+      interrupted: asked after each batch, on every process alike; True ends the evaluation.
 
     Returns:
+      None if it was interrupted, else
       "accuracy" (top-1) and "top5" as fractions, "loss", the mean cross entropy, and "examples"; of
       the average "ema_accuracy", "ema_top5" and "ema_loss".
 
@@ -37,6 +41,8 @@ def evaluate(
     for batch in batches:
         sums = {prefix: eval_step(tree, batch) for prefix, tree in weights.items()}
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        if interrupted():
+            return None
     host: dict[str, Any] = jax.device_get(total) if total is not None else {"": {"count": 0.0}}
     count = float(host[""]["count"])
     if not count:

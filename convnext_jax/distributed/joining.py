@@ -1,0 +1,181 @@
+"""How the processes of a run find each other, from the command line or the platform."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+
+from convnext_jax.distributed import aborting
+from convnext_jax.distributed.meeting import meet
+from convnext_jax.distributed.peers import Loss, Peers
+from convnext_jax.errors import RunInterruptedError, RunStoppedError, UserError
+
+_DEFAULT_TIMEOUT = 300.0
+# What may be the echo of another process's end is held back until the news of it has come.
+_NEWS_SECONDS = 5.0
+
+_exits_at_once = False
+
+
+class _Place(NamedTuple):
+    """This process among those of the run; `detected` by JAX, from the platform."""
+
+    address: str
+    process: int
+    processes: int
+    detected: bool
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --coordinator, --num_processes, --process_id and --join_timeout.
+
+    Args:
+      parser: of a program; its arguments go to `joined`.
+    """
+    group = parser.add_argument_group(
+        "several processes",
+        "On a TPU pod, under SLURM, Open MPI and in Kubernetes jobs nothing is to be given: the "
+        "same command starts on every host. Elsewhere the first three say it, or the environment's "
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process_id", type=int, metavar="I", help="this one's number, from 0")
+    group.add_argument(
+        "--join_timeout",
+        type=float,
+        default=_DEFAULT_TIMEOUT,
+        metavar="SECONDS",
+        help="how long to wait for the others (%(default).0f)",
+    )
+
+
+@contextlib.contextmanager
+def joined(arguments: argparse.Namespace) -> Iterator[None]:
+    """Within it, this process is one of the run's; without others it does nothing.
+
+    All processes come together before `jax.distributed` is initialised, and again at the end. A
+    process that fails tells the others, which end with its message; if one is killed, or its host
+    is lost, the others say so on standard error and exit with status 75, so that a launcher starts
+    all of them again.
+
+    Args:
+      arguments: with those of `add_arguments`.
+
+    Raises:
+      UserError: if the arguments contradict each other or those of other processes.
+      RunInterruptedError: if not all processes have come in time; it counts and names the missing.
+    """
+    global _exits_at_once
+    place = _place(arguments)
+    if place is None:
+        yield
+        return
+    links = meet(place.address, place.process, place.processes, timeout=arguments.join_timeout)
+    peers = Peers(place.process, place.processes, links, on_loss=_exit)
+    try:
+        with aborting.explained_by(peers):
+            _initialise(place, arguments.join_timeout)
+            yield
+    except RunStoppedError:
+        # All processes have stopped, at the same step.
+        _leave(peers)
+        raise
+    except BaseException as error:
+        if not isinstance(error, UserError):
+            peers.loss(_NEWS_SECONDS)
+        _exits_at_once = True
+        peers.abandon(*_told(error))
+        raise
+    _leave(peers)
+
+
+def exits_at_once() -> bool:
+    """Whether this process must end by `os._exit`, not to wait for others that never come."""
+    return _exits_at_once
+
+
+def _leave(peers: Peers) -> None:
+    peers.leave()
+    jax.distributed.shutdown()
+
+
+def _told(error: BaseException) -> Loss:
+    if isinstance(error, UserError):
+        return Loss(str(error), 2)
+    return Loss(f"{type(error).__name__}: {error}; see its own messages", 1)
+
+
+def _exit(loss: Loss) -> None:
+    """Ends this process from the watching thread, whatever the main one is waiting for."""
+    sys.stdout.flush()
+    print(f"stopped: {loss.message}", file=sys.stderr, flush=True)
+    os._exit(loss.status)
+
+
+def _initialise(place: _Place, timeout: float) -> None:
+    if place.detected:
+        jax.distributed.initialize(initialization_timeout=int(timeout))
+    else:
+        jax.distributed.initialize(
+            place.address,
+            place.processes,
+            place.process,
+            cluster_detection_method="deactivate",
+            initialization_timeout=int(timeout),
+        )
+
+
+def _place(arguments: argparse.Namespace) -> _Place | None:
+    """Where this process stands; None for the only one."""
+    address = arguments.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    processes = _number(arguments.num_processes, "JAX_NUM_PROCESSES")
+    process = _number(arguments.process_id, "JAX_PROCESS_ID")
+    given = {"--coordinator": address, "--num_processes": processes, "--process_id": process}
+    missing = [name for name, value in given.items() if value is None]
+    if not missing:
+        assert address is not None
+        assert processes is not None
+        assert process is not None
+        return _Place(address, process, processes, detected=False) if processes > 1 else None
+    if len(missing) < len(given):
+        raise UserError(
+            f"of several processes each must be told three things; {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not given"
+        )
+    return _detected_place(arguments.join_timeout)
+
+
+def _number(argument: int | None, variable: str) -> int | None:
+    value = os.environ.get(variable)
+    if argument is not None or not value:
+        return argument
+    if not value.isdecimal():
+        raise UserError(f"the environment's {variable} is {value!r}; it must be a number")
+    return int(value)
+
+
+def _detected_place(timeout: float) -> _Place | None:
+    """What `jax.distributed.initialize` without arguments would find."""
+    # JAX does not show what it detects, but by this door; it is there in all the versions that
+    # this library allows.
+    from jax._src.clusters import ClusterEnv
+
+    try:
+        address, processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, None, int(timeout)
+        )
+    except (OSError, RuntimeError) as error:
+        raise RunInterruptedError(
+            f"the platform does not say where the other processes are ({error}); give "
+            "--coordinator, --num_processes and --process_id"
+        ) from error
+    if address is None or processes is None or process is None or processes == 1:
+        return None
+    return _Place(address, process, processes, detected=True)
