@@ -40,6 +40,7 @@ from convnext_jax.data.benchmarks import (
 from convnext_jax.data.class_matching import ClassMatch, match_classes
 from convnext_jax.data.loader import eval_loader
 from convnext_jax.data.targets import add_targets
+from convnext_jax.distributed import joining
 from convnext_jax.errors import UserError
 from convnext_jax.training import sharding
 from convnext_jax.training.batch_size import FittingBatch, device_memory, fitting_batch
@@ -339,12 +340,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--csv", type=Path, help="write accuracy and chief mistake of each class")
     parser.add_argument("--json", type=Path, help="write the result")
     parser.add_argument("--overwrite", action="store_true", help="of --csv and --json")
+    joining.add_arguments(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The program; `argv` are the arguments after its name."""
-    return evaluate(_parser().parse_args(argv))
+    arguments = _parser().parse_args(argv)
+    with joining.joined(arguments):
+        return evaluate(arguments)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from convnext_jax.training.loss_guard import LossGuard
 from convnext_jax.training.preemption import Preemption
 from convnext_jax.training.reporting import Reporter
 from convnext_jax.training.save_policy import SavePolicy
+from convnext_jax.training.sharding_check import replication_warning
 from convnext_jax.training.state import TrainState, abstract_state, create_state
 from convnext_jax.training.step import jit_eval_step, jit_train_step, make_eval_step
 from convnext_jax.training.step_log import StepLog
@@ -67,6 +68,11 @@ def train(
       RunStoppedError: at a loss or gradient that is not finite, unless the config skips such steps;
         at a long spike of the loss, or a checkpoint that can't be written, if the config says so.
     """
+    if "://" in str(workdir):
+        raise UserError(
+            f"--workdir {workdir} is a URL; mount the bucket on every host (docs/pods.md), and give "
+            "the path"
+        )
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file; give a directory")
@@ -149,6 +155,9 @@ def train(
             )
         )
 
+        if (warning := replication_warning(abstract, mesh)) is not None:
+            reporter.message(f"warning: {warning}")
+
         if start == steps.total and not beside.get("evaluation_due"):
             reporter.message(
                 f"this run is finished: config.total is {config.total!r}. To train on, give "
@@ -159,7 +168,12 @@ def train(
             experiment.build_train_step(config, model, optimizer, schedule, mesh), abstract, mesh
         )
         eval_step = jit_eval_step(
-            make_eval_step(model, mean=tuple(config.augment.mean), std=tuple(config.augment.std)),
+            make_eval_step(
+                model,
+                mean=tuple(config.augment.mean),
+                std=tuple(config.augment.std),
+                mesh=mesh,
+            ),
             abstract,
             mesh,
         )

@@ -28,18 +28,18 @@ def explained_by(peers: Peers) -> Iterator[None]:
     Args:
       peers: whose `on_loss` ends the process.
     """
+    # Python's own `signal.signal` would run the handler later, in the main thread: never.
+    libc = ctypes.CDLL(None)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def handler(number: int) -> None:
         # The watching thread ends the process meanwhile, if it was that.
         peers.loss(_NEWS_SECONDS)
-        signal.signal(number, signal.SIG_DFL)
+        libc.signal(number, None)  # the default
         os.kill(os.getpid(), number)
 
-    # Python's own `signal.signal` would run the handler later, in the main thread: never.
-    libc = ctypes.CDLL(None)
-    libc.signal.restype = ctypes.c_void_p
-    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     previous = libc.signal(signal.SIGABRT, handler)
     try:
         yield

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
+import math
 import os
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,6 +23,9 @@ from convnext_jax.errors import RunInterruptedError, RunStoppedError, UserError
 _DEFAULT_TIMEOUT = 300.0
 # What may be the echo of another process's end is held back until the news of it has come.
 _NEWS_SECONDS = 5.0
+_FLUSH_SECONDS = 5.0
+
+_log = logging.getLogger("convnext_jax")
 
 _exits_at_once = False
 
@@ -79,21 +86,21 @@ def joined(arguments: argparse.Namespace) -> Iterator[None]:
         return
     links = meet(place.address, place.process, place.processes, timeout=arguments.join_timeout)
     peers = Peers(place.process, place.processes, links, on_loss=_exit)
-    try:
-        with aborting.explained_by(peers):
+    with aborting.explained_by(peers):
+        try:
             _initialise(place, arguments.join_timeout)
             yield
-    except RunStoppedError:
-        # All processes have stopped, at the same step.
+        except RunStoppedError:
+            # All processes have stopped, at the same step.
+            _leave(peers)
+            raise
+        except BaseException as error:
+            _exits_at_once = True
+            if not isinstance(error, UserError):
+                peers.loss(_NEWS_SECONDS)
+            peers.abandon(*_told(error))
+            raise
         _leave(peers)
-        raise
-    except BaseException as error:
-        if not isinstance(error, UserError):
-            peers.loss(_NEWS_SECONDS)
-        _exits_at_once = True
-        peers.abandon(*_told(error))
-        raise
-    _leave(peers)
 
 
 def exits_at_once() -> bool:
@@ -102,48 +109,74 @@ def exits_at_once() -> bool:
 
 
 def _leave(peers: Peers) -> None:
+    global _exits_at_once
     peers.leave()
-    jax.distributed.shutdown()
+    try:
+        jax.distributed.shutdown()
+    except RuntimeError as error:
+        # All is done, and nobody is needed any more.
+        _exits_at_once = True
+        _log.warning("the processes did not part in good order: %s", _first_line(error))
 
 
 def _told(error: BaseException) -> Loss:
     if isinstance(error, UserError):
         return Loss(str(error), 2)
-    return Loss(f"{type(error).__name__}: {error}; see its own messages", 1)
+    return Loss(f"{_first_line(error)}; see its own messages", 1)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().split("\n", 1)[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _exit(loss: Loss) -> None:
     """Ends this process from the watching thread, whatever the main one is waiting for."""
+    # The main thread may hold a stream, and be stuck.
+    last_resort = threading.Timer(_FLUSH_SECONDS, os._exit, [loss.status])
+    last_resort.daemon = True
+    last_resort.start()
     sys.stdout.flush()
     print(f"stopped: {loss.message}", file=sys.stderr, flush=True)
     os._exit(loss.status)
 
 
 def _initialise(place: _Place, timeout: float) -> None:
+    # On the CPU programs that don't depend on each other would run side by side, in another order
+    # on each process, and their collective operations would wait for each other for ever.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     if place.detected:
-        jax.distributed.initialize(initialization_timeout=int(timeout))
+        jax.distributed.initialize(initialization_timeout=math.ceil(timeout))
     else:
         jax.distributed.initialize(
             place.address,
             place.processes,
             place.process,
             cluster_detection_method="deactivate",
-            initialization_timeout=int(timeout),
+            initialization_timeout=math.ceil(timeout),
         )
 
 
 def _place(arguments: argparse.Namespace) -> _Place | None:
     """Where this process stands; None for the only one."""
-    address = arguments.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if not 0 < arguments.join_timeout < math.inf:
+        raise UserError(
+            f"--join_timeout is {arguments.join_timeout}; it must be a number of seconds above 0"
+        )
+    address = arguments.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or None
     processes = _number(arguments.num_processes, "JAX_NUM_PROCESSES")
     process = _number(arguments.process_id, "JAX_PROCESS_ID")
+    if processes is not None and processes < 1:
+        raise UserError(f"--num_processes is {processes}; there is at least 1")
+    if processes == 1 and not process:
+        return None
     given = {"--coordinator": address, "--num_processes": processes, "--process_id": process}
     missing = [name for name, value in given.items() if value is None]
     if not missing:
         assert address is not None
         assert processes is not None
         assert process is not None
-        return _Place(address, process, processes, detected=False) if processes > 1 else None
+        return _Place(address, process, processes, detected=False)
     if len(missing) < len(given):
         raise UserError(
             f"of several processes each must be told three things; {' and '.join(missing)} "
@@ -168,14 +201,17 @@ def _detected_place(timeout: float) -> _Place | None:
     from jax._src.clusters import ClusterEnv
 
     try:
-        address, processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
-            None, None, None, None, None, int(timeout)
-        )
-    except (OSError, RuntimeError) as error:
+        with warnings.catch_warnings(record=True, action="always") as told:
+            address, processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
+                None, None, None, None, None, math.ceil(timeout)
+            )
+    except Exception as error:  # each platform's own: of its files, its services, its variables
         raise RunInterruptedError(
-            f"the platform does not say where the other processes are ({error}); give "
-            "--coordinator, --num_processes and --process_id"
+            f"the platform does not say where the other processes are ({_first_line(error)}); give "
+            "--coordinator, --num_processes and --process_id, or --num_processes=1 for none"
         ) from error
+    for warning in told:
+        _log.warning("%s", " ".join(str(warning.message).split()))
     if address is None or processes is None or process is None or processes == 1:
         return None
     return _Place(address, process, processes, detected=True)

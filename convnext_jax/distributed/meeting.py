@@ -7,12 +7,14 @@ will take afterwards, so that no other need be open between the hosts.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
+import resource
 import selectors
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from convnext_jax.distributed.link import Link
@@ -23,15 +25,22 @@ _log = logging.getLogger("convnext_jax")
 _GREETING = "convnext_jax 1"
 _REPORT_SECONDS = 30.0
 _RETRY_SECONDS = 0.2
+_PACE_SECONDS = 1.0
+_CONNECT_SECONDS = 2.0
+# How long one who has connected may take to say who it is.
+_INTRODUCTION_SECONDS = 10.0
 # For what process 0 has to say when time is up.
 _GRACE_SECONDS = 10.0
+# Of process 0: its links, as many again in JAX's service, and all else that a program opens.
+_FILES_PER_PROCESS, _OTHER_FILES = 3, 1024
+_SHOWN = 16
 
 
 def meet(address: str, process: int, processes: int, *, timeout: float) -> list[Link]:
     """Waits until all processes of a run are there.
 
     Args:
-      address: "host:port", where process 0 listens.
+      address: "host:port", where process 0 listens; an IPv6 host in brackets.
       process: this process's number.
       processes: how many there are.
       timeout: seconds to wait.
@@ -40,173 +49,241 @@ def meet(address: str, process: int, processes: int, *, timeout: float) -> list[
       Links from process 0 to all others, from each of these to process 0.
 
     Raises:
-      UserError: if the processes contradict each other, or the port is taken.
+      UserError: if the processes contradict each other, or process 0 can't listen at the port.
       RunInterruptedError: if not all have come in time; it says who is missing.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise UserError(f"the coordinator's address is {address!r}; it must be HOST:PORT")
+    host, _, number = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    port = int(number) if number.isdecimal() else 0
+    if not host or not 0 < port < 2**16:
+        raise UserError(
+            f"the coordinator's address is {address!r}; it must be HOST:PORT, with a port from 1 "
+            f"to {2**16 - 1}"
+        )
     if not 0 <= process < processes:
         raise UserError(
             f"this is process {process} of {processes}; they are counted from 0 to {processes - 1}"
         )
-    until = time.monotonic() + timeout
     if process == 0:
-        return _Host(address, int(port), processes, until, timeout).wait()
-    return [_visit(host.strip("[]"), int(port), process, processes, until, timeout)]
+        return _Host(address, port, processes, timeout).wait()
+    return [_visit(host, port, process, processes, timeout)]
 
 
 class _Host:
     """Process 0, waiting for the others."""
 
-    def __init__(
-        self, address: str, port: int, processes: int, until: float, timeout: float
-    ) -> None:
+    def __init__(self, address: str, port: int, processes: int, timeout: float) -> None:
         self._address, self._processes = address, processes
-        self._until, self._timeout = until, timeout
+        self._until, self._timeout = time.monotonic() + timeout, timeout
         self._links: dict[int, Link] = {}
+        _allow_open_files(_FILES_PER_PROCESS * processes + _OTHER_FILES)
+        self._listener = _listen(port, processes)
         self._selector = selectors.DefaultSelector()
-        try:
-            self._listener = _listen(port, processes)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise UserError(
-                f"port {port} of this host is taken, perhaps by an earlier run that has not ended; "
-                "end it, or give another port in --coordinator"
-            ) from error
 
     def wait(self) -> list[Link]:
         """Returns when all are there."""
         report = time.monotonic() + _REPORT_SECONDS
-        with self._listener, self._selector:
+        with self._listener, self._selector, contextlib.ExitStack() as exits:
+            exits.callback(self._dismiss_strangers)
             self._selector.register(self._listener, selectors.EVENT_READ)
             while len(self._links) < self._processes - 1:
                 now = time.monotonic()
                 if now > self._until:
-                    self._send_away(self._absence(f"within {self._timeout:.0f} seconds"))
+                    self._send_away(
+                        self._links.values(),
+                        RunInterruptedError(self._absence(f"within {self._timeout:.0f} seconds")),
+                    )
                 if now > report:
                     report = now + _REPORT_SECONDS
                     _log.info("waiting: %s", self._absence("yet"))
-                for key, _ in self._selector.select(min(1.0, max(self._until - now, 0.0))):
-                    if key.fileobj is self._listener:
-                        self._welcome(self._listener.accept()[0])
+                for key, _ in self._selector.select(
+                    min(_PACE_SECONDS, max(self._until - now, 0.0))
+                ):
+                    if key.data is None:
+                        self._accept()
                     else:
                         self._hear(key.data)
+                self._dismiss_strangers(_INTRODUCTION_SECONDS)
         for link in self._links.values():
             link.send({"go": True})
         return list(self._links.values())
 
-    def _welcome(self, connection: socket.socket) -> None:
-        hello = _read_hello(connection)
-        if hello is None:  # a port scanner, or a health check
-            connection.close()
-            return
-        link = Link(connection, int(hello["process"]), str(hello["host"]))
-        there = self._links.get(link.process)
-        contradiction = None
-        if hello["processes"] != self._processes:
-            contradiction = (
-                f"process {link.process} on {link.host} was told of {hello['processes']} "
-                f"processes, and process 0 of {self._processes}; give all the same number"
-            )
-        elif not 0 < link.process < self._processes or there is not None:
-            other = socket.gethostname() if there is None else there.host
-            contradiction = (
-                f"two processes, on {other} and on {link.host}, say that they are process "
-                f"{link.process} of {self._processes}; give each its own --process_id"
-            )
-        if contradiction is not None:
-            self._links[-1] = link
-            self._send_away(contradiction, mistake=True)
-        self._links[link.process] = link
-        self._selector.register(connection, selectors.EVENT_READ, link)
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._send_away(
+                    self._links.values(),
+                    UserError(
+                        f"process 0 needs a connection to each of {self._processes - 1} others, "
+                        "and its host allows it no more open files; raise `ulimit -n` there"
+                    ),
+                )
+            return  # gone before it was let in
+        # Nobody is waited for here: one that is slow must not keep the others from coming in.
+        self._selector.register(connection, selectors.EVENT_READ, Link(connection, -1, ""))
+
+    def _dismiss_strangers(self, seconds: float = 0.0) -> None:
+        """Those who connected longer ago, and have not said who they are."""
+        since = time.monotonic() - seconds
+        links = [key.data for key in self._selector.get_map().values() if key.data is not None]
+        for link in links:
+            if link.process < 0 and link.heard <= since:
+                self._dismiss(link)
 
     def _hear(self, link: Link) -> None:
-        if link.receive() is None:  # it has gone again, and may come back
-            self._selector.unregister(link.connection)
-            del self._links[link.process]
-            link.close()
+        if link.connection.fileno() < 0:
+            return  # dismissed since it was selected
+        message = link.receive()
+        if message is None:  # it has gone, and may come again; or it was no process of ours
+            self._dismiss(link)
+        elif message and link.process < 0:
+            self._welcome(link, message)
+
+    def _dismiss(self, link: Link) -> None:
+        self._selector.unregister(link.connection)
+        self._links.pop(link.process, None)
+        link.close()
+
+    def _welcome(self, link: Link, hello: dict[str, Any]) -> None:
+        process, processes = hello.get("process"), hello.get("processes")
+        if hello.get("greeting") != _GREETING or not (
+            isinstance(process, int) and isinstance(processes, int)
+        ):
+            self._dismiss(link)
+            return
+        host = str(hello.get("host"))
+        if (there := self._links.get(process)) is not None:
+            # It may have died and come again, with the news of both at once.
+            if any(key.data is there for key, _ in self._selector.select(0)):
+                self._hear(there)
+            there = self._links.get(process)
+        contradiction = None
+        if processes != self._processes:
+            contradiction = (
+                f"process {process} on {host} was told of {processes} processes, and process 0 of "
+                f"{self._processes}; give all the same number"
+            )
+        elif process == 0 or there is not None:
+            other = socket.gethostname() if there is None else there.host
+            contradiction = (
+                f"two processes, on {other} and on {host}, say that they are process {process} of "
+                f"{processes}; give each its own --process_id"
+            )
+        if contradiction is not None:
+            self._send_away([*self._links.values(), link], UserError(contradiction))
+        link.process, link.host = process, host
+        self._links[process] = link
+        link.send({"wait": self._until - time.monotonic()})
 
     def _absence(self, when: str) -> str:
         missing = [i for i in range(1, self._processes) if i not in self._links]
-        there = {0: socket.gethostname()} | {i: link.host for i, link in self._links.items()}
+        there = [f"0 ({socket.gethostname()})"]
+        there += [f"{process} ({self._links[process].host})" for process in sorted(self._links)]
         return (
             f"{len(missing)} of {self._processes} processes have not joined {when}: "
-            f"{_numbers(missing)}; there are "
-            f"{', '.join(f'{i} ({host})' for i, host in sorted(there.items()))}. See whether the "
-            f"same command was started on the others, and whether they reach {self._address}"
+            f"{_listed(missing)}; there are {_listed(there)}. See whether the same command was "
+            f"started on the others, and whether they reach {self._address}"
         )
 
-    def _send_away(self, message: str, *, mistake: bool = False) -> None:
-        for link in self._links.values():
-            link.send({"end": message, "status": 2 if mistake else RESUME_STATUS})
+    def _send_away(self, links: Iterable[Link], error: UserError | RunInterruptedError) -> None:
+        status = 2 if isinstance(error, UserError) else RESUME_STATUS
+        for link in links:
+            link.send({"end": str(error), "status": status})
             link.close()
-        raise UserError(message) if mistake else RunInterruptedError(message)
+        raise error
 
 
-def _visit(
-    host: str, port: int, process: int, processes: int, until: float, timeout: float
-) -> Link:
+def _visit(host: str, port: int, process: int, processes: int, timeout: float) -> Link:
     """Any other process: asks until process 0 lets it in."""
-    hello = {"greeting": _GREETING, "process": process, "processes": processes}
-    answered = False
-    for _ in _until(until):
+    hello = {
+        "greeting": _GREETING,
+        "process": process,
+        "processes": processes,
+        "host": socket.gethostname(),
+    }
+    until = time.monotonic() + timeout
+    report = time.monotonic() + _REPORT_SECONDS
+    found = "there was no time to ask"
+    while time.monotonic() < until:
+        if time.monotonic() > report:
+            report += _REPORT_SECONDS
+            _log.info("process %d of %d is waiting: %s", process, processes, found)
         try:
-            connection = socket.create_connection((host, port), timeout=2.0)
-        except OSError:
-            continue
-        link = Link(connection, 0, host)
-        link.send({**hello, "host": socket.gethostname()})
-        while (
-            messages := link.receive()
-        ) is not None and time.monotonic() < until + _GRACE_SECONDS:
-            for message in messages:
-                if message.get("go"):
+            link = Link(_connect(host, port), 0, host)
+        except OSError as error:
+            found = (
+                f"process 0 does not answer ({error.strerror or error}). See whether it was "
+                "started, with the same command, and whether this host reaches it"
+            )
+        else:
+            link.send(hello)
+            found = (
+                "something answers there, but it is no process 0 that waits for others. Perhaps "
+                "the run has begun without this process: end all processes and start them together"
+            )
+            patience = until
+            while (message := link.receive()) is not None and time.monotonic() < patience:
+                if "go" in message:
                     return link
                 if "end" in message:
+                    link.close()
                     mistake = message["status"] != RESUME_STATUS
                     raise (UserError if mistake else RunInterruptedError)(message["end"])
-        answered = True
-        link.close()
+                if "wait" in message:
+                    # From here on it is process 0's time that counts.
+                    patience = time.monotonic() + message["wait"] + _GRACE_SECONDS
+                    found = "process 0 has let it in, and then ended or fallen silent; see its log"
+            link.close()
+        time.sleep(_RETRY_SECONDS)
     raise RunInterruptedError(
-        f"process {process} of {processes} was not let in at {host}:{port} within {timeout:.0f} "
-        "seconds: "
-        + (
-            "something answers there, but it is no process 0 that waits for others. Perhaps the "
-            "run has begun without this process: end all processes and start them together"
-            if answered
-            else "process 0 does not answer. See whether it was started, with the same command, "
-            "and whether this host reaches it"
-        )
+        f"process {process} of {processes} did not meet the others at {host}:{port} within "
+        f"{timeout:.0f} seconds: {found}"
     )
 
 
-def _listen(port: int, backlog: int) -> socket.socket:
-    # Also IPv4, where IPv6 is there; JAX's service binds the same way.
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(
-            ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog
-        )
-    return socket.create_server(("", port), backlog=backlog)
+def _connect(host: str, port: int) -> socket.socket:
+    try:
+        connection = socket.create_connection((host, port), timeout=_CONNECT_SECONDS)
+    except UnicodeError as error:
+        raise UserError(f"the coordinator's host is {host!r}; that is no host's name") from error
+    # Where nobody listens, a connection within one host may have met itself: the system gave it
+    # the very port that it was to connect to.
+    if connection.getsockname() == connection.getpeername():
+        connection.close()
+        raise ConnectionRefusedError("nobody listens")
+    return connection
 
 
-def _read_hello(connection: socket.socket) -> dict[str, Any] | None:
-    connection.settimeout(2.0)
-    link = Link(connection, -1, "")
-    messages = link.receive()
-    connection.settimeout(2.0)
-    if not messages or messages[0].get("greeting") != _GREETING:
-        return None
-    return messages[0]
+def _listen(port: int, processes: int) -> socket.socket:
+    # So many may come at once.
+    backlog = max(processes, 128)
+    try:
+        # Also IPv4, where IPv6 is there; JAX's service binds the same way.
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(
+                ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog
+            )
+        return socket.create_server(("", port), backlog=backlog)
+    except OSError as error:
+        reason = f"can't be listened at ({error.strerror})"
+        if error.errno == errno.EADDRINUSE:
+            reason = "is taken, perhaps by an earlier run that has not ended"
+        raise UserError(
+            f"port {port} of this host {reason}; end what holds it, or give another port in "
+            "--coordinator"
+        ) from error
 
 
-def _until(deadline: float) -> Iterator[None]:
-    while time.monotonic() < deadline:
-        yield
-        time.sleep(_RETRY_SECONDS)
+def _allow_open_files(wanted: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _numbers(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:16]))
-    return shown + (f" and {len(numbers) - 16} more" if len(numbers) > 16 else "")
+def _listed(things: list[int] | list[str]) -> str:
+    shown = ", ".join(map(str, things[:_SHOWN]))
+    return shown + (f" and {len(things) - _SHOWN} more" if len(things) > _SHOWN else "")

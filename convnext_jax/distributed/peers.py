@@ -14,11 +14,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from convnext_jax.distributed.link import Link
+from convnext_jax.distributed.link import LONGEST_TEXT, Link
 from convnext_jax.errors import RESUME_STATUS
 
+_PACE_SECONDS = 0.2
 _HEARTBEAT_SECONDS = 5.0
 # Compilation and the like release Python's lock, so a living process is never silent for so long.
 _SILENCE_SECONDS = 100.0
@@ -63,32 +64,44 @@ class Peers:
         self._links = {link.process: link for link in links}
         self._on_loss, self._silence = on_loss, silence
         self._loss: Loss | None = None
-        self._lost, self._all_left = threading.Event(), threading.Event()
+        self._lost, self._over = threading.Event(), threading.Event()
         # From here on it is no news that others end.
         self._ending = False
+        self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
         for link in self._links.values():
-            link.connection.settimeout(_HEARTBEAT_SECONDS)
+            # It may have waited for long until all were there, and had nothing to say.
+            link.heard = time.monotonic()
             self._selector.register(link.connection, selectors.EVENT_READ, link)
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
         self._thread.start()
 
     def loss(self, seconds: float = 0.0) -> Loss | None:
-        """What has been lost, waiting up to `seconds` for the news of it."""
-        self._lost.wait(seconds)
+        """What has been lost, waiting up to `seconds` for the news of it.
+
+        If there is news it returns only after `on_loss`, which may have ended the process by then.
+        """
+        if self._lost.wait(seconds):
+            self._thread.join()
         return self._loss
 
     def leave(self, seconds: float = 60.0) -> None:
-        """Ends well: process 0 when all the others have come to their end, they when it has.
+        """Ends well: when all have come to their end, one that is lost until then is a loss.
 
         Args:
-          seconds: how long to wait at most.
+          seconds: how long to wait for them at most.
         """
-        for link in list(self._links.values()):
-            link.send({"left": True})
-        self._all_left.wait(seconds)
-        self._ending = True
-        self._thread.join(2 * _HEARTBEAT_SECONDS)
+        if self._process != 0:
+            self._tell_all({"left": True})
+        self._over.wait(seconds)
+        if not self._begin_to_end():
+            self.loss()
+            return
+        if self._process == 0:
+            self._tell_all({"left": True})
+        # The others close first, so that none loses what it was told. One that has not come is
+        # still given signs of life.
+        self._thread.join(_FAREWELL_SECONDS)
 
     def abandon(self, message: str, status: int) -> None:
         """Ends badly: tells the others why. Process 0 waits a moment for them to end, too.
@@ -97,70 +110,82 @@ class Peers:
           message: one sentence.
           status: this process's exit status, which will be theirs.
         """
-        self._ending = True
-        self._tell_all(
-            Loss(f"{self._name(self._process, socket.gethostname())} stopped: {message}", status)
-        )
+        if not self._begin_to_end():
+            self.loss()
+            return
+        name = self._name(self._process, socket.gethostname())
+        self._tell_end(Loss(f"{name} stopped: {message}", status))
         if self._process == 0:
             self._thread.join(_FAREWELL_SECONDS)
 
+    def _begin_to_end(self, loss: Loss | None = None) -> bool:
+        """Whether this is the first reason to end; only the first one counts."""
+        with self._lock:
+            first, self._ending = not self._ending, True
+            if first and loss is not None:
+                self._loss = loss
+                self._lost.set()
+        return first
+
     def _watch(self) -> None:
         beaten = 0.0
-        while self._links and not (self._ending and self._all_left.is_set()):
-            if time.monotonic() - beaten >= _HEARTBEAT_SECONDS:
-                beaten = time.monotonic()
-                for link in self._links.values():
-                    link.send({})
+        while self._links and self._loss is None:
+            # Looked at first: the whole host may be suspended for a while at any line.
+            now = time.monotonic()
+            if now - beaten >= _HEARTBEAT_SECONDS:
+                beaten = now
+                self._tell_all({})
             self._hear_all()
             for link in list(self._links.values()):
-                if time.monotonic() - link.heard > self._silence:
+                if now - link.heard > self._silence:
                     self._lose(link, f"has not been heard of for {self._silence:.0f} seconds")
             if all(link.left for link in self._links.values()):
-                self._all_left.set()
+                self._over.set()
+                if self._process != 0:
+                    break
+        if self._loss is not None:
+            if self._process == 0:
+                # They need this process's JAX service until they have ended.
+                self._tell_end(self._loss)
+                until = time.monotonic() + _FAREWELL_SECONDS
+                while self._links and time.monotonic() < until:
+                    self._hear_all()
+            self._on_loss(self._loss)
+            self._over.set()
         for link in list(self._links.values()):
             self._forget(link)
+        self._selector.close()
 
     def _hear_all(self) -> None:
-        for key, _ in self._selector.select(0.2):
+        for key, _ in self._selector.select(_PACE_SECONDS):
             link: Link = key.data
-            messages = link.receive()
-            for message in messages or ():
-                link.left |= bool(message.get("left"))
-                if "end" in message:
-                    self._end(Loss(str(message["end"]), int(message["status"])), but=link)
-            if messages is None and link.left:
-                self._forget(link)
-            elif messages is None:
-                self._lose(link, "ended without a word: it was killed, or its host has failed")
+            message = link.receive()
+            if message is None:
+                if link.left and self._process != 0:
+                    self._forget(link)
+                else:
+                    self._lose(link, "ended without a word: it was killed, or its host has failed")
+            elif "end" in message:
+                self._begin_to_end(Loss(str(message["end"]), int(message["status"])))
+            elif "left" in message:
+                link.left = True
 
     def _lose(self, link: Link, what: str) -> None:
         self._forget(link)
-        self._end(
+        self._begin_to_end(
             Loss(
                 f"{self._name(link.process, link.host)} {what}; start all processes again with the "
-                "same command, and the run goes on from its last checkpoint",
+                "same command, and training goes on from its last checkpoint",
                 RESUME_STATUS,
             )
         )
 
-    def _end(self, loss: Loss, but: Link | None = None) -> None:
-        if self._ending:
-            return
-        self._ending = True
-        self._loss = loss
-        self._lost.set()
-        if self._process == 0:
-            # They need this process's JAX service until they have ended.
-            self._tell_all(loss, but)
-            until = time.monotonic() + _FAREWELL_SECONDS
-            while self._links and time.monotonic() < until:
-                self._hear_all()
-        self._on_loss(loss)
+    def _tell_end(self, loss: Loss) -> None:
+        self._tell_all({"end": loss.message[:LONGEST_TEXT], "status": loss.status})
 
-    def _tell_all(self, loss: Loss, but: Link | None = None) -> None:
+    def _tell_all(self, message: dict[str, Any]) -> None:
         for link in list(self._links.values()):
-            if link is not but:
-                link.send({"end": loss.message[:10_000], "status": loss.status})
+            link.send(message)
 
     def _forget(self, link: Link) -> None:
         if self._links.pop(link.process, None) is not None:

@@ -1,5 +1,6 @@
 """Exact evaluation: every example once, whatever the batch size and the number of processes."""
 
+import collections
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +10,9 @@ import jax.numpy as jnp
 from convnext_jax.errors import UserError
 
 PyTree = Any
+
+# Batches given to the devices ahead of the one whose result is awaited.
+_STEPS_IN_FLIGHT = 2
 
 
 def evaluate(
@@ -38,9 +42,14 @@ def evaluate(
     """
     weights = {"": params} | ({} if ema_params is None else {"ema_": ema_params})
     total = None
+    in_flight: collections.deque[Any] = collections.deque()
     for batch in batches:
         sums = {prefix: eval_step(tree, batch) for prefix, tree in weights.items()}
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        # A fast host would fill the devices' memory with batches that wait.
+        in_flight.append(total)
+        if len(in_flight) > _STEPS_IN_FLIGHT:
+            jax.block_until_ready(in_flight.popleft())
         if interrupted():
             return None
     host: dict[str, Any] = jax.device_get(total) if total is not None else {"": {"count": 0.0}}

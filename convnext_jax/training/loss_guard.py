@@ -36,7 +36,7 @@ class LossGuard:
         self._stop_at_nonfinite = stop_at_nonfinite
         self._factor, self._patience = spike_factor, spike_steps
         # The sum of weights corrects the average for its beginning at 0.
-        self._state = {"average": 0.0, "weights": 0.0, "high": 0, **(state or {})}
+        self._state = {"average": 0.0, "weights": 0.0, "high": 0, "since": 0, **(state or {})}
 
     def check(self, done: int, metrics: Mapping[str, Any]) -> str | None:
         """Looks at one step.
@@ -58,10 +58,12 @@ class LossGuard:
         if self._factor is not None and loss > self._factor * mean:
             # Left out of the average, or a long spike would become the rule.
             state["high"] += 1
+            if state["high"] == 1:
+                state["since"] = done
             if state["high"] < self._patience:
                 return None
             return (
-                f"step {done}: since step {done - state['high'] + 1} the loss has been more than "
+                f"step {done}: since step {state['since']} the loss has been more than "
                 f"{self._factor:g} times its running average of {mean:.4g}; it is {loss:.4g}"
             )
         state["high"] = 0

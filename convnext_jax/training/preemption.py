@@ -23,13 +23,14 @@ class Preemption:
     def __init__(self) -> None:
         """Listens to nothing yet."""
         self._polls = 0
-        self._reached = self._signalled = False
+        self._reached = self._signalled = self._listening = False
         self._previous: Any = None
 
     def __enter__(self) -> Preemption:
         alone = not jax.distributed.is_initialized()
         if alone and threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+            self._listening = True
         return self
 
     def __exit__(
@@ -38,9 +39,10 @@ class Preemption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
+        if self._listening:
+            # None stands for a handler that was not set from Python, and can't be set again.
+            signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+            self._listening = False
 
     def reached(self) -> bool:
         """Whether it is time to stop. Ask at every step and every batch, on every process alike.

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from convnext_jax.errors import UserError
@@ -79,7 +79,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def state_sharding(tree: PyTree, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> PyTree:
+def state_sharding(
+    tree: PyTree, mesh: Mesh | AbstractMesh, rules: Sequence[tuple[str, P]] = RULES
+) -> PyTree:
     """The sharding of each leaf of a training state, by the first rule that matches its path.
 
     A leaf of fewer than `MIN_SHARDED_SIZE` elements, or whose dimension the axis does not divide,
@@ -87,7 +89,7 @@ def state_sharding(tree: PyTree, mesh: Mesh, rules: Sequence[tuple[str, P]] = RU
 
     Args:
       tree: arrays or ShapeDtypeStructs.
-      mesh: from `create_mesh`.
+      mesh: from `create_mesh`, or an abstract one of these axes.
       rules: pairs of a regular expression, searched in the leaf's path, and a PartitionSpec.
 
     Returns:

@@ -24,6 +24,7 @@ from convnext_jax.data.augment import (
 )
 from convnext_jax.data.mixing import MixConfig, apply_mixture, draw_mixture, smooth_one_hot
 from convnext_jax.errors import UserError
+from convnext_jax.training.gathering import gathered
 from convnext_jax.training.optim import update_ema
 from convnext_jax.training.sharding import batch_sharding, replicated
 from convnext_jax.training.state import TrainState
@@ -118,6 +119,10 @@ def _on_each_device(
     return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)
 
 
+def _as_used(model: nn.Module, params: PyTree, mesh: Mesh | None) -> PyTree:
+    return params if mesh is None else gathered(params, mesh, getattr(model, "dtype", jnp.float32))
+
+
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -150,7 +155,7 @@ def make_train_step(
       ema_decay: of the parameters' average; None for none.
       accumulation_steps: micro-batches per optimizer step, a divisor of the batch.
       augment_config: the policy, normalisation and random erasing.
-      mesh: over whose devices the batch is cut; None for one device.
+      mesh: over whose devices batch and state are cut; None for one device.
 
     Returns:
       A function (state, batch) → (state, metrics). The batch holds "image", uint8 (B, H, W, C), and
@@ -163,6 +168,7 @@ def make_train_step(
     """
 
     def loss_fn(params: PyTree, images: jax.Array, targets: jax.Array, key: jax.Array) -> jax.Array:
+        params = _as_used(model, params, mesh)
         logits: Any = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
         return soft_target_cross_entropy(logits, targets)
 
@@ -244,6 +250,7 @@ def make_eval_step(
     *,
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
+    mesh: Mesh | None = None,
 ) -> Callable[[PyTree, Batch], Metrics]:
     """Makes the evaluation step, which returns sums, so that a whole set is evaluated exactly.
 
@@ -251,6 +258,8 @@ def make_eval_step(
       model: called as `model.apply(variables, images, train=False)`.
       mean: of the images, in units of [0, 1].
       std: of the images, in units of [0, 1].
+      mesh: over whose devices batch and parameters are cut; None for one device, or for parameters
+        that are whole on each.
 
     Returns:
       A function (params, batch) → sums over the rows that count: "top1" and "top5" right answers,
@@ -260,6 +269,7 @@ def make_eval_step(
 
     def eval_step(params: PyTree, batch: Batch) -> Metrics:
         images = normalize(batch["image"], mean, std)
+        params = _as_used(model, params, mesh)
         outputs: Any = model.apply({"params": params}, images, train=False)
         logits = outputs.astype(jnp.float32)
         label = batch["label"]

@@ -57,9 +57,10 @@ class StepLog:
           Those that had not been fetched before: (steps taken, "loss", "grad_norm",
           "learning_rate" as floats, "finite" as a bool).
         """
+        # All at once, so that the copies run side by side.
         new = [
-            (done, {name: value.item() for name, value in jax.device_get(metrics).items()})
-            for done, metrics in self._on_devices
+            (done, {name: value.item() for name, value in metrics.items()})
+            for done, metrics in jax.device_get(self._on_devices)
         ]
         self._on_devices.clear()
         self._fetched += new

@@ -433,3 +433,41 @@ def test_the_json_beside_the_arrays_is_plain_json(tmp_path):
         checkpointer.save(1, make_state(), metadata={"a": 1}, metrics={"x": 0.5, "y": float("inf")})
     text = (tmp_path / "1" / "metadata" / "metadata").read_text()
     assert json.loads(text) == {"metadata": {"a": 1}, "metrics": {"x": 0.5}}
+
+
+def test_figures_that_came_late_make_a_checkpoint_the_best(tmp_path):
+    """As where the run was stopped in the evaluation of that step, which is made up for later."""
+    options = {"max_to_keep": 1, "best_metric": "score"}
+    state = make_state()
+    with Checkpointer(tmp_path, **options) as checkpointer:
+        checkpointer.save(1, state, metadata={"at": 1}, metrics={"score": 0.5})
+        checkpointer.save(2, state, metadata={"at": 2})
+        checkpointer.wait()
+        assert checkpointer.best_step() == 1
+        checkpointer.add_metrics(2, {"score": 0.75, "loss": float("nan")})
+        assert checkpointer.best_step() == 2
+    with Checkpointer(tmp_path, **options) as checkpointer:
+        assert checkpointer.best_step() == 2
+        assert checkpointer.restore(abstract(state)).metadata == {"at": 2}
+        # It is the one to keep, then.
+        for step in (3, 4):
+            checkpointer.save(step, state, metadata={}, metrics={"score": 0.6})
+            checkpointer.wait()
+        assert checkpointer.all_steps() == [2, 4]
+        # What is given last counts.
+        checkpointer.add_metrics(2, {"score": 0.1})
+        assert checkpointer.best_step() == 4
+    assert not list((tmp_path / "2").rglob("*.tmp"))
+    with Checkpointer(tmp_path, **options, read_only=True) as checkpointer:
+        assert checkpointer.best_step() == 4
+
+
+def test_figures_that_are_none_make_no_checkpoint_the_best(tmp_path):
+    with Checkpointer(tmp_path, best_metric="score") as checkpointer:
+        checkpointer.save(1, make_state(), metadata={"at": 1})
+        checkpointer.wait()
+        checkpointer.add_metrics(1, {"score": float("nan"), "loss": 1.0})
+        assert checkpointer.best_step() is None
+    with Checkpointer(tmp_path, best_metric="score") as checkpointer:
+        assert checkpointer.best_step() is None
+        assert checkpointer.metadata(1) == {"at": 1}

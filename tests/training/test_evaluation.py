@@ -100,3 +100,25 @@ def test_a_model_that_is_not_finite_scores_no_hit(wanted):
     assert found["accuracy"] == found["top5"] == 0
     assert np.isnan(found["loss"])
     assert found["examples"] == 2
+
+
+@pytest.mark.parametrize("at", [1, 3, None])
+def test_an_evaluation_may_be_interrupted_after_each_batch(wanted, at):
+    taken, asked = [], []
+
+    def batches():
+        for number in (1, 2, 3):
+            taken.append(number)
+            yield batch([1, 1])
+
+    def interrupted():
+        asked.append(len(taken))
+        return len(asked) == at
+
+    found = evaluate(make_eval_step(Linear()), wanted[0], batches(), interrupted=interrupted)
+    if at is None:
+        assert found["examples"] == 6
+    else:
+        assert found is None
+    # Processes must ask equally often.
+    assert taken == asked == [1, 2, 3][:at]

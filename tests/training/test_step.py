@@ -54,6 +54,7 @@ class Run:
             num_classes=CLASSES,
             mix_config=mix_config,
             seed=0,
+            mesh=self.mesh,
             **kwargs,
         )
         self.step = step.jit_train_step(self.train_step, self.abstract, self.mesh)
