@@ -70,8 +70,8 @@ def train(
     """
     if "://" in str(workdir):
         raise UserError(
-            f"--workdir {workdir} is a URL; mount the bucket on every host (docs/pods.md), and give "
-            "the path"
+            f"--workdir {workdir} is a URL; mount the bucket on every host (docs/pods.md), and "
+            "give the path"
         )
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():

@@ -40,13 +40,14 @@ def half_written(workdir):
     return any(".orbax-checkpoint-tmp" in path.name for path in names(workdir))
 
 
-def in_its_loop(pod):
-    return "compiled" in pod.out(0)
+def in_its_loop(pod, newest):
+    """Whether it has come further than the run before it, so that all of them come to an end."""
+    return whole(pod.workdir) > newest
 
 
-def in_a_save(pod):
+def in_a_save(pod, newest):
     """Halts process 0 where a checkpoint is half-written, so that the kill falls right there."""
-    if not in_its_loop(pod) or not half_written(pod.workdir):
+    if not in_its_loop(pod, newest) or not half_written(pod.workdir):
         return False
     pod.signal(0, signal.SIGSTOP)
     if half_written(pod.workdir):
@@ -61,7 +62,7 @@ def test_killed_twenty_times(quick, tmp_path):
         assert pod.wait() == [0, 0], pod.printed()
 
     dice = random.Random(0)
-    slowest, log = 0.0, []
+    slowest, newest, log = 0.0, 0, []
     moments = ["starting"] * 4 + ["in a save"] * 5 + ["in the loop"] * (KILLS - 9)
     dice.shuffle(moments)
     for moment in moments:
@@ -70,9 +71,9 @@ def test_killed_twenty_times(quick, tmp_path):
             if moment == "starting":
                 time.sleep(dice.uniform(0.0, 8.0))
             elif moment == "in a save":
-                pod.wait_until(lambda pod=pod: in_a_save(pod))
+                pod.wait_until(lambda pod=pod, newest=newest: in_a_save(pod, newest))
             else:
-                pod.wait_until(lambda pod=pod: in_its_loop(pod))
+                pod.wait_until(lambda pod=pod, newest=newest: in_its_loop(pod, newest))
                 time.sleep(dice.uniform(0.0, 1.5))
             torn = half_written(workdir)
             if moment == "in a save":
@@ -83,7 +84,6 @@ def test_killed_twenty_times(quick, tmp_path):
             statuses = pod.wait(BOUND)
             seconds = time.monotonic() - killed
             said, out = pod.err(other), pod.out(0)
-        before = whole(workdir)
         assert statuses[victim] == -signal.SIGKILL, "the run ended before it was killed"
         assert statuses[other] == 75, said
         lines = [line for line in said.splitlines() if line.startswith("stopped: ")]
@@ -91,15 +91,15 @@ def test_killed_twenty_times(quick, tmp_path):
         if moment != "starting":  # else it may not have come to the meeting yet
             assert f"process {victim} of 2" in lines[0]
             assert "ended without a word" in lines[0]
-        if log:
-            assert_resumed_at(out, log[-1]["newest"], moment)
+        assert_resumed_at(out, newest, moment)
+        newest = whole(workdir)
         if moment != "starting":
             slowest = max(slowest, seconds)
-        log.append({"moment": moment, "victim": victim, "torn": torn, "newest": before})
+        log.append({"moment": moment, "victim": victim, "torn": torn, "newest": newest})
 
     with Pod(workdir, *FIELDS, processes=2, devices=2) as pod:
         assert pod.wait() == [0, 0], pod.printed()
-        assert_resumed_at(pod.out(0), log[-1]["newest"], "to its end")
+        assert_resumed_at(pod.out(0), newest, "to its end")
     assert records(workdir) == records(reference)
     assert_bitwise_equal(checkpoint(workdir, STEPS), checkpoint(reference, STEPS))
     assert sum(entry["torn"] for entry in log) >= 5
