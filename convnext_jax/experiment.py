@@ -120,6 +120,10 @@ def build_model(config: ConfigDict, num_classes: int) -> ConvNeXt:
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"config.model: {error}") from error
+    if not isinstance(model, ConvNeXt):
+        raise UserError(
+            f"config.model.name is {fields.name!r}; this program trains ConvNeXts alone so far"
+        )
     if size < model.strides[-1]:
         raise UserError(
             f"config.data.image_size = {size}, but the stride of this model is "

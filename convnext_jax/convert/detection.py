@@ -289,7 +289,9 @@ def _registry_name(model: ConvNeXt) -> str | None:
         return [*values, candidate.layer_scale_init is None]
 
     wanted = key(model)
-    return next((name for name in list_models() if key(create_model(name)) == wanted), None)
+    return next(
+        (name for name in list_models("convnext*") if key(create_model(name)) == wanted), None
+    )
 
 
 def _read_config(arguments: dict[str, Any], layout: Layout, config: Mapping[str, Any]) -> list[str]:

@@ -2,5 +2,7 @@
 
 from convnext_jax.models.convnext import ConvNeXt
 from convnext_jax.models.registry import create_model, list_models
+from convnext_jax.models.roadmap import ModernizedResNet
+from convnext_jax.models.swin import SwinTransformer
 
-__all__ = ["ConvNeXt", "create_model", "list_models"]
+__all__ = ["ConvNeXt", "ModernizedResNet", "SwinTransformer", "create_model", "list_models"]

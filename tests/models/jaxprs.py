@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+# What JAX has called the primitive of `jax.checkpoint`, in one version and another.
+CHECKPOINTS = ("checkpoint", "remat2")
+
 
 def _sub_jaxprs(value: Any) -> Iterator[Any]:
     if hasattr(value, "eqns"):

@@ -39,7 +39,7 @@ PARAMETERS_22K = {
 
 
 def test_every_variant_has_a_reference_count():
-    assert list_models() == list(PARAMETERS)
+    assert list_models("convnext*") == list(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -76,7 +76,7 @@ def test_overrides_replace_the_variants_arguments():
 def test_list_models_by_pattern():
     assert list_models("convnextv2_*ge") == ["convnextv2_large", "convnextv2_huge"]
     assert list_models("convnext_iso_?ase") == ["convnext_iso_base"]
-    assert list_models("resnet*") == []
+    assert list_models("vgg*") == []
 
 
 def test_unknown_name_answers_with_the_nearest():
