@@ -16,7 +16,13 @@ from ml_collections import ConfigDict, config_flags
 
 from convnext_jax import recipes
 from convnext_jax.distributed.joining import exits_at_once
-from convnext_jax.errors import RESUME_STATUS, RunInterruptedError, RunStoppedError, UserError
+from convnext_jax.errors import (
+    RESUME_STATUS,
+    ProcessFailedError,
+    RunInterruptedError,
+    RunStoppedError,
+    UserError,
+)
 
 
 def field_names(config: ConfigDict, prefix: str = "config") -> list[str]:
@@ -157,7 +163,8 @@ def run(program: Callable[[Sequence[str]], object], argv: Sequence[str] | None =
 
     Returns:
       The exit status: 0, 2 after a `UserError`, 75 after a `RunInterruptedError`, 1 after another
-      `RunStoppedError`. Where other processes may wait for this one it does not return, but exits.
+      `RunStoppedError` or a `ProcessFailedError`. Where other processes may wait for this one it
+      does not return, but exits.
     """
     log = logging.getLogger("convnext_jax")
     # A handler of its own, since absl, which Orbax brings, has claimed the root logger by now.
@@ -181,7 +188,7 @@ def _status(program: Callable[[Sequence[str]], object], argv: Sequence[str]) -> 
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except RunStoppedError as error:
+    except (RunStoppedError, ProcessFailedError) as error:
         print(f"stopped: {error}", file=sys.stderr)
         return RESUME_STATUS if isinstance(error, RunInterruptedError) else 1
     except BaseException:

@@ -24,3 +24,10 @@ class RunInterruptedError(RunStoppedError):
 
     The exit status is `RESUME_STATUS`, by which a launcher knows to start it again.
     """
+
+
+class ProcessFailedError(RuntimeError):
+    """A failure of this process alone, for which the whole run has to end; one sentence.
+
+    It may be but the echo of another process's end. Exit status 1.
+    """

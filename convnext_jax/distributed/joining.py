@@ -18,7 +18,12 @@ import jax
 from convnext_jax.distributed import aborting
 from convnext_jax.distributed.meeting import meet
 from convnext_jax.distributed.peers import Loss, Peers
-from convnext_jax.errors import RunInterruptedError, RunStoppedError, UserError
+from convnext_jax.errors import (
+    ProcessFailedError,
+    RunInterruptedError,
+    RunStoppedError,
+    UserError,
+)
 
 _DEFAULT_TIMEOUT = 300.0
 # What may be the echo of another process's end is held back until the news of it has come.
@@ -122,6 +127,8 @@ def _leave(peers: Peers) -> None:
 def _told(error: BaseException) -> Loss:
     if isinstance(error, UserError):
         return Loss(str(error), 2)
+    if isinstance(error, ProcessFailedError):
+        return Loss(str(error), 1)
     return Loss(f"{_first_line(error)}; see its own messages", 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from convnext_jax.errors import RunInterruptedError, RunStoppedError, UserError
+from convnext_jax.errors import ProcessFailedError, RunInterruptedError, RunStoppedError
 from convnext_jax.training.checkpoints import Checkpointer, SaveError
 
 
@@ -46,7 +46,8 @@ class SavePolicy:
         Raises:
           RunStoppedError: if this save could not be begun, or the one before failed, and the policy
             is to stop.
-          UserError: if this process alone knows of a failure, so that the others would wait for it.
+          ProcessFailedError: if this process alone knows of a failure, and the others would wait
+            for it.
         """
         self.wait()
         self._goes_on &= not last
@@ -85,7 +86,7 @@ class SavePolicy:
             if error.agreed and self._goes_on:
                 self._tell(f"{error}; trying again at the next checkpoint")
                 return
-            kind = RunStoppedError if error.agreed else UserError
+            kind = RunStoppedError if error.agreed else ProcessFailedError
             raise kind(
                 f"{error}; {self._last()}. Mend that and give the same command again, or "
                 "--config.on_save_failure=continue to go on without"

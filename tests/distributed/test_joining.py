@@ -362,7 +362,9 @@ def exits(monkeypatch):
     monkeypatch.setattr(joining, "_FLUSH_SECONDS", 0.05)
     yield statuses
     # The last resort, which would have found no process any more.
-    time.sleep(0.1)
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join()
 
 
 def test_a_loss_ends_the_process_with_its_sentence(exits, capsys):

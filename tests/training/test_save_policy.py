@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convnext_jax.errors import RunInterruptedError, RunStoppedError, UserError
+from convnext_jax.errors import ProcessFailedError, RunInterruptedError, RunStoppedError
 from convnext_jax.training import checkpoint_room
 from convnext_jax.training.checkpoints import Checkpointer, SaveError
 from convnext_jax.training.save_policy import SavePolicy
@@ -190,7 +190,7 @@ def test_a_failure_that_the_others_do_not_know_of_ends_the_run(on_failure, actio
     saves = SavePolicy(Failing(agreed=False), on_failure=on_failure, tell=told.append)
     act = {"save": lambda: saves.save(6, {}, metadata={}, metrics=None)}
     with pytest.raises(
-        UserError, match=r"step 4 .*EIO; the last good checkpoint is that of step 2"
+        ProcessFailedError, match=r"step 4 .*EIO; the last good checkpoint is that of step 2"
     ):
         act.get(action, getattr(saves, action))()
     assert told == []
