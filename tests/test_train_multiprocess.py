@@ -46,14 +46,34 @@ RECORDER = """
     loader.train_loader = train_loader
 """
 
+# A notice is heard within a second or so, in which a run this small would have gone far.
+SLOW = """
+    import time
+    import convnext_jax.data.loader as loader
+
+    real = loader.BatchIterator.__next__
+
+    def slowly(self):
+        batch = real(self)
+        time.sleep(0.05 if "mask" in batch else 0.4)
+        return batch
+
+    loader.BatchIterator.__next__ = slowly
+"""
+
+
+def customized(path, source):
+    """The environment in which Python runs `source` before the program."""
+    path.mkdir()
+    (path / "sitecustomize.py").write_text(textwrap.dedent(source))
+    return {"PYTHONPATH": str(path)}
+
 
 @pytest.fixture
 def recording(tmp_path):
     """The environment in which runs write down which examples they read."""
-    path = tmp_path / "recorder"
-    path.mkdir()
-    (path / "sitecustomize.py").write_text(textwrap.dedent(RECORDER))
-    return lambda name: {"PYTHONPATH": str(path), "EXAMPLES": str(tmp_path / name)}
+    environment = customized(tmp_path / "recorder", RECORDER)
+    return lambda name: environment | {"EXAMPLES": str(tmp_path / name)}
 
 
 def examples(environment, process):
@@ -202,8 +222,10 @@ def test_a_notice_to_one_stops_all_at_one_step(quick, tmp_path):
     with Pod(whole, *fields, processes=2, devices=2) as pod:
         assert pod.wait() == [0, 0], pod.printed()
 
+    slow = customized(tmp_path / "slow", SLOW)
+
     def notice(victim, moment):
-        with Pod(stopped, *fields, processes=2, devices=2) as pod:
+        with Pod(stopped, *fields, processes=2, devices=2, environment=slow) as pod:
             pod.wait_until(moment)
             pod.signal(victim, signal.SIGTERM)
             assert pod.wait() == [75, 75], pod.printed()
