@@ -3,7 +3,7 @@
     python -m convnext_jax.train --config configs/digits.py --workdir runs/digits
 
 Meant for any laptop: 1,438 images of 8 × 8 pixels to train on, 359 held out, some two minutes on
-two cores. Expected top-1: 99 % or a little less (98.5 % at least; `tests/test_digits.py` holds it
+two cores. Expected top-1: 99 % or a little less (98 % at least; `tests/test_digits.py` holds it
 to that).
 """
 
