@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib.util
+import inspect
 import logging
 import os
 import re
@@ -43,18 +44,43 @@ def _get_config(file: Path, argument: str | None) -> ConfigDict:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise UserError(f"{file} has no function get_config(); begin from another file of its kind")
+    _check_argument(module.get_config, file, argument)
     if argument is None:
         config = module.get_config()
     else:
         try:
             config = module.get_config(argument)
-        except (TypeError, ValueError) as error:
+        except UserError:
+            raise
+        except ValueError as error:
             raise UserError(
                 f"{file} does not take {argument!r} after the colon: {error}"
             ) from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config() of {file} returned no ConfigDict; begin from recipes.base()")
     return config
+
+
+def _check_argument(get_config: Callable[..., object], file: Path, argument: str | None) -> None:
+    parameters = list(inspect.signature(get_config).parameters.values())
+    if argument is not None and not parameters:
+        raise UserError(
+            f"{file} takes nothing after a colon; leave out :{argument}, and set fields by "
+            "--config.FIELD=VALUE"
+        )
+    needed = [
+        p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
+    if argument is None and needed:
+        raise UserError(f"{file} needs its {needed[0]} after a colon, {file}:{needed[0].upper()}")
+
+
+def _split(path: str) -> tuple[Path, str | None]:
+    """The file, and what follows the colon; a drive's colon (`C:...`) is part of the file."""
+    match = re.fullmatch(r"(.*?\.py):(.*)", path, re.DOTALL)
+    if match is None or Path(path).is_file():
+        return Path(path), None
+    return Path(match[1]), match[2]
 
 
 def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
@@ -92,7 +118,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Runs a config file's `get_config` and sets single fields.
 
     Args:
-      path: of the Python file; what follows a colon goes to `get_config` as its argument.
+      path: of the Python file; what follows a colon behind `.py` goes to `get_config` as its
+        argument.
       overrides: `--config.any.field=value`, as on the command line.
 
     Returns:
@@ -100,10 +127,9 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
     Raises:
       UserError: if there is no such file, no such field, or a value is of another type, or if the
-        file does not take what follows the colon.
+        file does not take what follows the colon, or needs it.
     """
-    name, colon, argument = path.partition(":")
-    file = Path(name)
+    file, argument = _split(path)
     if not file.is_file():
         there = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
         near = difflib.get_close_matches(str(file), there, n=3, cutoff=0.0)
@@ -111,7 +137,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
             f"there is no config file {file}"
             + (f"; the nearest are {', '.join(near)}" if near else "")
         )
-    config = _get_config(file, argument if colon else None)
+    config = _get_config(file, argument)
     recipes.check_fields(config)
     known = field_names(config)
     for override in overrides:

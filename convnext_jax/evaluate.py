@@ -109,7 +109,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 
     # Devices, and the step compiled for a batch that fits them.
     mesh = sharding.create_mesh()
-    params = _on_every_device(pretrained.variables["params"], mesh)
+    variables = _on_every_device(pretrained.variables, mesh)
     step = jit_score_step(
         make_score_step(
             model, answers=matched.answers, mean=preprocessing.mean, std=preprocessing.std
@@ -119,7 +119,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def compile_for(batch_size: int) -> Any:
         batch = _abstract_batch(batch_size, preprocessing.image_size, model.num_classes, mesh)
-        return step.lower(params, batch).compile()
+        return step.lower(variables, batch).compile()
 
     if arguments.batch_size is None:
         batch = fitting_batch(
@@ -149,7 +149,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         bar = ProgressBar(len(benchmark.source), label=label) if primary else None
         began = time.monotonic()
         scores = _score_all(
-            batch, params, benchmark, matched, preprocessing, arguments.workers, mesh, bar
+            batch, variables, benchmark, matched, preprocessing, arguments.workers, mesh, bar
         )
         results[label] = {
             **_metrics(scores, benchmark, matched),
@@ -191,7 +191,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _score_all(
     batch: FittingBatch,
-    params: Any,
+    variables: Any,
     benchmark: Benchmark,
     matched: ClassMatch,
     preprocessing: Preprocessing,
@@ -222,7 +222,7 @@ def _score_all(
             sharding.batch_sharding(mesh),
             _FIELDS,
         )
-        scores = score(batch.compiled, params, batches, progress=advance)
+        scores = score(batch.compiled, variables, batches, progress=advance)
     if bar is not None:
         bar.close()
     if not len(scores):
@@ -262,10 +262,12 @@ def _at_size(
     return dataclasses.replace(preprocessing, resize_size=None) if whole else preprocessing
 
 
-def _on_every_device(params: Any, mesh: jax.sharding.Mesh) -> Any:
+def _on_every_device(variables: Any, mesh: jax.sharding.Mesh) -> Any:
     """Each process gives its own copy: `device_put` would send one process's to the others."""
     on = sharding.replicated(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(on, np.asarray(x)), params)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(on, np.asarray(x)), variables
+    )
 
 
 def _abstract_batch(

@@ -2,7 +2,8 @@
 
 A config file names a recipe, then says what is its own. Figures: the ConvNeXt paper, tables 5 and 6
 (arXiv 2201.03545, appendix A); ConvNeXt V2, appendix A (arXiv 2301.00808) and the authors'
-commands.
+commands. Those of the networks that ConvNeXt is compared with
+are in `comparison_recipes.py`.
 """
 
 import difflib
@@ -40,6 +41,9 @@ def base() -> ConfigDict:
     config.model.head_init_scale = 1.0
     config.model.dtype = "bfloat16"
     config.model.remat = False
+    # Over whose images batch norms, where the model has any, take their statistics: "global" or
+    # "per_device".
+    config.model.batch_norm = "global"
     config.model.overrides = ConfigDict()  # further arguments of ConvNeXt
 
     config.data = ConfigDict()
@@ -49,6 +53,7 @@ def base() -> ConfigDict:
     config.data.eval_split = "validation"  # "" for none
     config.data.validation_fraction = 0.1  # of an image folder without one
     config.data.image_size = 224
+    config.data.eval_image_size = placeholder(int)  # None: image_size
     config.data.workers = placeholder(int)  # processes; None: by the cores, 0: threads in this one
     config.data.decoder = "pillow"  # the reference's pixels; "fast": one value in 300 is off by one
     config.data.repeats = 1  # rows of a batch that show one image (repeated augmentation)
@@ -79,14 +84,27 @@ def base() -> ConfigDict:
     config.mix.group_size = 128  # images under one λ: the batch of one GPU in the reference
     config.mix.per_element = False  # a λ for each image
 
+    config.loss = ConfigDict()
+    config.loss.name = "cross_entropy"  # or "binary_cross_entropy"
+    # Of binary cross entropy: targets above it are trained towards 1, others towards 0.
+    config.loss.target_threshold = placeholder(float)
+    config.loss.sum_classes = False  # of binary cross entropy: the sum over classes, not the mean
+
     config.optim = ConfigDict()
+    config.optim.name = "adamw"  # or "lamb" or "sgd"
     config.optim.learning_rate = 4e-3
     config.optim.min_learning_rate = 1e-6
+    config.optim.schedule = "cosine"  # or "step"
     config.optim.warmup = "20 epochs"
+    config.optim.decay_rate = 0.1  # of the schedule "step": factor on the learning rate
+    config.optim.decay_every = "30 epochs"  # of the schedule "step", from the warm-up's end
     config.optim.weight_decay = 0.05
+    config.optim.decayed = "kernels"  # or "all": biases and norms too
     config.optim.b1 = 0.9
     config.optim.b2 = 0.999
     config.optim.eps = 1e-8
+    config.optim.momentum = 0.9  # of "sgd"
+    config.optim.nesterov = False  # of "sgd"
     config.optim.layer_decay = placeholder(float)
     config.optim.layer_decay_grouping = "group"
     config.optim.clip_norm = placeholder(float)
@@ -220,6 +238,13 @@ def v2_finetune_small(model: str) -> ConfigDict:
     return config
 
 
+# Fields that a run may change between stops. Most decide when it speaks, what makes it stop and how
+# fast it is; another mesh computes the same but for the order of float32 additions.
+FREE_FIELDS = (
+    *("log_every", "checkpoints_kept", "data.workers", "data.data_dir", "eval_batch_size"),
+    *("mesh", "spike_factor", "spike_steps", "on_save_failure"),
+)
+
 # Bounds, both included, of numbers that would otherwise train on nonsense without a word.
 _BOUNDS = {
     "ema_decay": (0.0, 1.0),
@@ -228,12 +253,16 @@ _BOUNDS = {
     "optim.learning_rate": (0.0, float("inf")),
     "optim.min_learning_rate": (0.0, float("inf")),
     "optim.weight_decay": (0.0, float("inf")),
+    "optim.decay_rate": (0.0, 1.0),
+    "optim.momentum": (0.0, 1.0),
     "optim.b1": (0.0, 1.0),
     "optim.b2": (0.0, 1.0),
     "augment.flip": (0.0, 1.0),
     "augment.color_jitter": (0.0, 2.0),
     "augment.erasing_prob": (0.0, 1.0),
     "data.validation_fraction": (0.0, 1.0),
+    "data.eval_image_size": (1, float("inf")),
+    "loss.target_threshold": (0.0, 1.0),
     "mix.mixup_alpha": (0.0, float("inf")),
     "mix.cutmix_alpha": (0.0, float("inf")),
 }

@@ -9,7 +9,7 @@ from convnext_jax.analysis.macs import count_macs, count_parameters
 from convnext_jax.data.loader import eval_steps
 from convnext_jax.data.sources import Source
 from convnext_jax.experiment import Durations
-from convnext_jax.models import ConvNeXt
+from convnext_jax.models.registry import Network
 
 
 def _giga(count: int) -> str:
@@ -18,7 +18,7 @@ def _giga(count: int) -> str:
 
 def start_up_report(
     config: ConfigDict,
-    model: ConvNeXt,
+    model: Network,
     mesh: jax.sharding.Mesh,
     source: Source,
     eval_source: Source | None,

@@ -1,4 +1,4 @@
-"""Trains a ConvNeXt: python -m convnext_jax.train --config configs/tiny.py --workdir runs/tiny.
+"""Trains a network: python -m convnext_jax.train --config configs/tiny.py --workdir runs/tiny.
 
 The whole run, from top to bottom. What it carries from step to step is one `TrainState`; everything
 else (the batch, the randomness, the learning rate) is a function of the config and the step's
@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from convnext_jax import cli, experiment
+from convnext_jax import cli, experiment, recipes
 from convnext_jax.convert.stored import find_weights
 from convnext_jax.data.loader import eval_loader, train_loader
 from convnext_jax.distributed import joining
@@ -35,13 +35,6 @@ from convnext_jax.training.state import TrainState, abstract_state, create_state
 from convnext_jax.training.step import jit_eval_step, jit_train_step, make_eval_step
 from convnext_jax.training.step_log import StepLog
 from convnext_jax.training.workdir import check_config
-
-# Fields that a run may change between stops. Most decide when it speaks, what makes it stop and how
-# fast it is; another mesh computes the same but for the order of float32 additions.
-FREE_FIELDS = (
-    *("log_every", "checkpoints_kept", "data.workers", "data.data_dir", "eval_batch_size"),
-    *("mesh", "spike_factor", "spike_steps", "on_save_failure"),
-)
 
 # Steps given to the devices ahead of the one whose result is awaited. More would only pin batches.
 STEPS_IN_FLIGHT = 2
@@ -86,7 +79,7 @@ def train(
     # Devices, model, optimizer.
     mesh = sharding.create_mesh(config.mesh.data, config.mesh.fsdp)
     experiment.check_batch_sizes(config, mesh.size)
-    model = experiment.build_model(config, source.num_classes)
+    model = experiment.build_model(config, source.num_classes, mesh.size)
     optimizer, schedule = experiment.build_optimizer(config, model, steps)
     image_shape = (config.data.image_size, config.data.image_size, 3)
     abstract = abstract_state(model, optimizer, image_shape, mesh, ema=config.ema_decay is not None)
@@ -114,7 +107,8 @@ def train(
             workdir,
             settings,
             allow=allow_config_change or checkpointer.latest_step() is None,
-            ignore=FREE_FIELDS,
+            ignore=recipes.FREE_FIELDS,
+            defaults=recipes.base().to_dict(),
             how_to_allow="give --allow_config_change",
         )
         # State: the newest whole checkpoint, or a fresh one, under its shardings from the start.
@@ -198,9 +192,9 @@ def train(
                 batches = sharding.prefetch_to_device(host_batches, batch_sharding, fields)
                 return evaluate(
                     eval_step,
-                    state.params,
+                    state.variables,
                     batches,
-                    state.ema_params,
+                    state.ema_variables,
                     interrupted=preemption.reached,
                 )
 
@@ -325,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The program; `argv` are the arguments after its name."""
     parser = argparse.ArgumentParser(
         prog="python -m convnext_jax.train",
-        description="Train a ConvNeXt. A workdir that holds checkpoints is resumed.",
+        description="Train a network. A workdir that holds checkpoints is resumed.",
         epilog="Any field of the config is set by --config.FIELD=VALUE, for example "
         "--config.optim.learning_rate=1e-3 --config.total='50 epochs'.",
         allow_abbrev=False,

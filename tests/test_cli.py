@@ -105,8 +105,8 @@ def test_a_config_file_that_is_not_there(mistake, tmp_path):
         ("return 3", ["config.py", "recipes.base()"]),
         ("return ConfigDict({'seed': 1})", ["missing", "recipes.base()"]),
         (
-            "c = recipes.base(); c.unlock(); c.optim.momentum = 0.9; return c",
-            ["config.optim.momentum", "nearest"],
+            "c = recipes.base(); c.unlock(); c.optim.beta = 0.9; return c",
+            ["config.optim.beta", "nearest", "config.optim.decayed"],
         ),
     ],
 )
@@ -122,6 +122,42 @@ def test_a_config_file_that_says_something_else(mistake, tmp_path, body, parts):
     )
     message = mistake(config=path)
     assert [part for part in parts if part not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("signature", "argument", "parts"),
+    [
+        ("", ":t/07", ["takes nothing after a colon", "leave out :t/07"]),
+        ("", ":", ["takes nothing after a colon"]),
+        ("step", "", ["needs its step after a colon", "config.py:STEP"]),
+        ("size='224'", ":wide", ["does not take 'wide'", "invalid literal"]),
+    ],
+)
+def test_what_follows_the_colon(tmp_path, signature, argument, parts):
+    path = tmp_path / "config.py"
+    body = "int(size)" if signature.startswith("size") else "None"
+    path.write_text(f"def get_config({signature}):\n    return {body}\n")
+    with pytest.raises(UserError) as caught:
+        cli.load_config(f"{path}{argument}")
+    assert [part for part in parts if part not in str(caught.value)] == []
+    assert str(path) in str(caught.value)
+
+
+def test_colons_that_belong_to_the_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "from convnext_jax import recipes\ndef get_config(total='1 epoch'):\n"
+    text += "    config = recipes.base()\n    config.total = total\n    return config\n"
+    # A drive of Windows; here it is a directory of that name.
+    for name in ("C:/runs.py", "odd.py:2.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        assert cli.load_config(name).total == "1 epoch"
+        assert cli.load_config(f"{path}").total == "1 epoch"
+    assert cli.load_config("C:/runs.py:2 epochs").total == "2 epochs"
+    assert cli.load_config("C:/runs.py:2:3").total == "2:3"
+    with pytest.raises(UserError, match=r"no config file C:\\runs\\absent\.py"):
+        cli.load_config("C:\\runs\\absent.py:t")
 
 
 def test_a_config_file_without_get_config(mistake, tmp_path):

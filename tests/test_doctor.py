@@ -37,11 +37,12 @@ from convnext_jax.preflight.examination import Check, Examination, Finding, Miss
 from convnext_jax.preflight.report import Report
 from convnext_jax.preflight.table import named, render, rows
 from convnext_jax.training.sharding import create_mesh
+from convnext_jax.training.workdir import check_config
 
 LINES = """
 versions, devices, config, mesh, batch sizes, training set, evaluation set, durations, augmentation,
-model, state, plan, workdir, free space, open files, host memory, shared memory, write speed,
-decoding, all-reduce, initial weights
+model, state, plan, workdir, run there, free space, open files, host memory, shared memory,
+write speed, decoding, all-reduce, initial weights
 """
 LINES = " ".join(LINES.split()).split(", ")
 
@@ -282,6 +283,21 @@ def test_too_little_disk(examine, monkeypatch, tmp_path):
     assert (status, sign) == (1, "✗")
     assert "5 checkpoints of" in text
     assert "lower config.checkpoints_kept" in text
+
+
+def test_another_run_in_the_workdir(examine, tmp_path):
+    status, lines = examine()
+    assert (status, lines["run there"]) == (0, ("✓", "a new run"))
+    workdir = tmp_path / "run"
+    check_config(workdir, tiny(seed=1).to_dict(), allow=False)
+    assert examine()[1]["run there"] == ("✓", "a new run")
+    (workdir / "checkpoints" / "7").mkdir(parents=True)
+    status, lines = examine()
+    assert (status, lines["run there"][0]) == (1, "✗")
+    assert "seed: 1 -> 0" in lines["run there"][1]
+    check_config(workdir, tiny(log_every="3 steps").to_dict(), allow=True)
+    status, lines = examine()
+    assert (status, lines["run there"]) == (0, ("✓", "goes on at step 7"))
 
 
 def test_free_space_is_held_to_exact_bytes(monkeypatch, tmp_path):

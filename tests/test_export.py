@@ -17,8 +17,9 @@ from convnext_jax import cli, export
 from convnext_jax.errors import UserError
 from convnext_jax.exporting import checking, onnx_graph, stablehlo
 from convnext_jax.exporting.interface import Interface, describe
+from convnext_jax.exporting.onnx_graph import export_onnx
 from convnext_jax.exporting.stablehlo import export_stablehlo
-from convnext_jax.models import ConvNeXt
+from convnext_jax.models import ConvNeXt, ModernizedResNet, SwinTransformer
 
 SIZE = 32
 ANY = ["--weights", "any"]
@@ -68,6 +69,31 @@ def test_stablehlo_of_each_variant(variant):
     images = random_images(2)
     # Normalised here in float64, and there in float32.
     assert_close(np.asarray(network.call(images)), expected(pretrained, images), 1e-5)
+
+
+OTHERS = {
+    "ResNet": ModernizedResNet(num_classes=5, depths=(1, 1), width=4),
+    "Swin": SwinTransformer(
+        num_classes=5, depths=(2, 1), width=4, num_heads=(1, 2), window_size=3, patch_size=2
+    ),
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_stablehlo_of_the_networks_beside_convnext(family):
+    pretrained = tiny_pretrained(model=OTHERS[family])
+    result = export_stablehlo(pretrained, Interface(SIZE), weights_as_arguments=True)
+    assert ("batch_stats/stem/norm/mean" in result.weights) == (family == "ResNet")
+    images = random_images(2)
+    output = np.asarray(reloaded(result).call(result.weights, images))
+    assert_close(output, expected(pretrained, images), 1e-5)
+    with pytest.raises(UserError, match=r"ONNX can be written of a ConvNeXt only"):
+        export_onnx(pretrained, Interface(SIZE))
+
+
+def test_a_swin_holds_one_size():
+    with pytest.raises(UserError, match=r"--size any: the windows of a Swin"):
+        export_stablehlo(tiny_pretrained(model=OTHERS["Swin"]), Interface(None))
 
 
 def test_stablehlo_repeats_the_same_program():

@@ -20,7 +20,8 @@ from runs import (
 
 from convnext_jax import experiment
 from convnext_jax.errors import RunStoppedError, UserError
-from convnext_jax.train import FREE_FIELDS, train
+from convnext_jax.recipes import FREE_FIELDS
+from convnext_jax.train import train
 from convnext_jax.training.sharding import create_mesh
 from convnext_jax.training.state import abstract_state
 
@@ -157,7 +158,7 @@ def test_accumulation_and_fsdp_change_nothing(tmp_path):
     }
     config = tiny(**fields, mesh__fsdp=2)
     mesh = create_mesh(-1, 2)
-    model = experiment.build_model(config, 10)
+    model = experiment.build_model(config, 10, 8)
     steps = experiment.durations(config, 1438)
     optimizer, _ = experiment.build_optimizer(config, model, steps)
     state = abstract_state(model, optimizer, (8, 8, 3), mesh, ema=True)

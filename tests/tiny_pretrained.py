@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,18 +17,21 @@ PREPROCESSING = Preprocessing(32, 40, "bilinear", (0.4, 0.5, 0.3), (0.2, 0.3, 0.
 
 def tiny_pretrained(
     *,
+    model: nn.Module | None = None,
     preprocessing: Preprocessing = PREPROCESSING,
     class_names: tuple[str, ...] | None = None,
     **arguments: Any,
 ) -> Pretrained:
     """Weights in which no leaf is constant, so that none of them can go unused unnoticed."""
-    model = ConvNeXt(
-        **{"depths": (1, 1), "dims": (8, 12), "num_classes": 7, "kernel_size": 3, **arguments}
-    )
+    if model is None:
+        tiny = {"depths": (1, 1), "dims": (8, 12), "num_classes": 7, "kernel_size": 3}
+        model = ConvNeXt(**{**tiny, **arguments})
     images = jnp.zeros((1, 32, 32, 3))
     rng = np.random.default_rng(0)
 
     def draw(path: Any, leaf: Any) -> jax.Array:
+        if path[-1].key == "var":
+            return jnp.asarray(rng.uniform(0.5, 2.0, leaf.shape), leaf.dtype)
         centre = 1.0 if path[-1].key in ("scale", "gamma") else 0.0
         return jnp.asarray(rng.normal(centre, 0.3, leaf.shape), leaf.dtype)
 

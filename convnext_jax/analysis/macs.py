@@ -1,4 +1,4 @@
-"""Multiply-accumulate and parameter counts of ConvNeXt, without running it."""
+"""Multiply-accumulate and parameter counts of networks, without running them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import math
 import jax
 import jax.numpy as jnp
 
+from convnext_jax.analysis.traced_counts import traced_counts
 from convnext_jax.models.convnext import ConvNeXt
+from convnext_jax.models.registry import Network
 
 
-def count_macs(model: ConvNeXt, image_size: int | tuple[int, int], in_channels: int = 3) -> int:
+def count_macs(model: Network, image_size: int | tuple[int, int], in_channels: int = 3) -> int:
     """Counts the multiply-accumulates of one image's forward pass.
 
     As the paper's FLOPs columns do, it counts convolutions and linear layers (one product and its
-    addition are one), padding included, and leaves out norms, activations and additions. It
-    computes from the module's arguments and traces nothing.
+    addition are one), padding included, and leaves out norms, activations and additions. Of a
+    ConvNeXt it computes from the module's arguments and traces nothing; see `traced_counts` for the
+    others.
 
     Args:
-      model: any ConvNeXt, unbound.
+      model: any network of the registry, unbound.
       image_size: side of a square image, or (height, width), in pixels.
       in_channels: channels of the image.
 
@@ -34,6 +37,8 @@ def count_macs(model: ConvNeXt, image_size: int | tuple[int, int], in_channels: 
             f"an image of {height}×{width} pixels is smaller than the model's stride of "
             f"{model.strides[-1]}"
         )
+    if not isinstance(model, ConvNeXt):
+        return traced_counts(model, (height, width), in_channels).macs
     total = 0
     previous = in_channels
     for i, (depth, dim, stride) in enumerate(
@@ -54,12 +59,12 @@ def count_macs(model: ConvNeXt, image_size: int | tuple[int, int], in_channels: 
 
 
 def count_parameters(
-    model: ConvNeXt, image_size: int | tuple[int, int] | None = None, in_channels: int = 3
+    model: Network, image_size: int | tuple[int, int] | None = None, in_channels: int = 3
 ) -> int:
     """Counts the parameters that `model.init` would create, allocating none of them.
 
     Args:
-      model: any ConvNeXt, unbound.
+      model: any network of the registry, unbound.
       image_size: side or (height, width) of the image that is traced, in pixels; the count does not
         depend on it. None for the smallest that the model takes.
       in_channels: channels of the image.

@@ -12,14 +12,20 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from convnext_jax import cli
-from convnext_jax.convert.layouts import WAYS_BACK
+from convnext_jax.convert.families import WAYS_BACK, family_of
 from convnext_jax.convert.mapping import format_mapping, from_params, mapping_table
-from convnext_jax.convert.stored import CheckpointWeights, ForeignWeights, find_weights
+from convnext_jax.convert.stored import (
+    CheckpointWeights,
+    ForeignWeights,
+    Provenance,
+    find_weights,
+)
 from convnext_jax.convert.writing import write_safetensors
 from convnext_jax.errors import UserError
 from convnext_jax.training.weight_checkpoints import save_weights
@@ -29,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The program; `argv` are the arguments after its name."""
     parser = argparse.ArgumentParser(
         prog="python -m convnext_jax.convert",
-        description="Convert published ConvNeXt weights, without PyTorch. The layout (official, "
-        "timm, torchvision, transformers, …) and the model are read off the tensors.",
+        description="Convert published weights of ConvNeXt, ResNet and Swin, without PyTorch. The "
+        "layout (official, timm, torchvision, transformers, …) and the model are read off the "
+        "tensors.",
         epilog="""examples:
   python -m convnext_jax.convert convnext_tiny_1k_224_ema.pth weights/tiny
   python -m convnext_jax.convert hf://timm/convnext_tiny.fb_in1k weights/tiny
@@ -55,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--layout",
         choices=WAYS_BACK,
-        help="whose names a safetensors file gets; by default the source's own, else official",
+        help="whose names a safetensors file gets; by default the source's own, else the authors'",
     )
     parser.add_argument("--sha256", help="what the source file must hash to")
     parser.add_argument(
@@ -89,8 +96,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     else:
         found = weights.provenance
-        layout = arguments.layout or _own_layout(found.layout)
-        tensors = from_params(weights.arrays(), found.model, layout)
+        layout = arguments.layout or _own_layout(found)
+        variables = weights.arrays()
+        tensors = from_params(
+            variables["params"],
+            found.model,
+            layout,
+            batch_stats=variables.get("batch_stats"),
+        )
         about = {"format": "pt", "convnext_jax": json.dumps(found.to_dict())}
         write_safetensors(arguments.dest, tensors, about, overwrite=arguments.overwrite)
     _row("written", f"{arguments.dest} in {time.perf_counter() - started:.1f} s")
@@ -100,9 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _print_what_was_found(weights: CheckpointWeights | ForeignWeights) -> None:
     found = weights.provenance
-    leaves = jax.tree.leaves(weights.shapes)
-    kinds = sorted({np.dtype(leaf.dtype).name for leaf in leaves})
-    count = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+    kinds = sorted({np.dtype(leaf.dtype).name for leaf in jax.tree.leaves(weights.shapes)})
+    count = _count(weights.shapes["params"])
     model, size = found.model, found.preprocessing
     _row("source", found.source)
     if found.sha256:
@@ -114,6 +126,8 @@ def _print_what_was_found(weights: CheckpointWeights | ForeignWeights) -> None:
     classes = f"{model.num_classes:,} classes" if model.num_classes else "no head"
     _row("model", f"{found.model_name or 'unnamed'}: depths {model.depths}, dims {model.dims}")
     _row("", f"{count:,} parameters, {', '.join(kinds)}, {classes}")
+    if "batch_stats" in weights.shapes:
+        _row("", f"{_count(weights.shapes['batch_stats']):,} running averages of batch norms")
     resize = (
         f"resize to {size.image_size}×{size.image_size}"
         if size.resize_size is None
@@ -122,6 +136,10 @@ def _print_what_was_found(weights: CheckpointWeights | ForeignWeights) -> None:
     _row("images", f"{resize}, {size.interpolation}; mean {size.mean}, std {size.std}")
     for note in found.notes:
         _row("note", note)
+
+
+def _count(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def _print_mapping(weights: CheckpointWeights | ForeignWeights) -> None:
@@ -133,12 +151,14 @@ def _print_mapping(weights: CheckpointWeights | ForeignWeights) -> None:
     print(format_mapping(mapping_table(weights.file.tensors, weights.detected)))
 
 
-def _own_layout(name: str | None) -> str:
-    """The way back to the names that a source bore, or the authors'."""
-    for way in ("official", "timm-linear", "timm-conv-mlp", "torchvision", "transformers"):
-        if any(layout.name == name for layout in WAYS_BACK[way]):
+def _own_layout(found: Provenance) -> str | None:
+    """The way back to the names that a source bore, or None."""
+    # The more specific ones go before "timm", which is either.
+    ways = family_of(found.model).ways_back
+    for way in sorted(ways, key=lambda way: way == "timm"):
+        if any(layout.name == found.layout for layout in ways[way]):
             return way
-    return "official"
+    return None
 
 
 def _row(label: str, text: object) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from convnext_jax.convert.detection import Detected
-from convnext_jax.convert.layouts import Layout
 from convnext_jax.data.transforms import EvalTransform
 from convnext_jax.errors import UserError
 
@@ -26,9 +25,16 @@ _HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 _WHOLE_IMAGE_FROM = 384
 _CROP_RATIO = 0.875
 
-# torchvision found these by search over its own four files.
-_TORCHVISION_RESIZE = {"convnext_tiny": 236, "convnext_small": 230}
+# torchvision found these by search over its own files.
+_TORCHVISION_RESIZE = {
+    "convnext_tiny": 236,
+    "convnext_small": 230,
+    "swin_small": 246,
+    "swin_base": 238,
+}
 _TORCHVISION_RESIZE_OTHERS = 232
+# What its second, newly trained weights of resnet50, 101 and 152 have in their names.
+_TORCHVISION_V2 = ("11ad3fa6", "cd907fc2", "f82ba261")
 
 # Pillow's numbers of its filters, as transformers' preprocessor_config.json has them.
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -88,17 +94,17 @@ class Preprocessing:
 
 
 def preprocessing_for(
-    layout: Layout, source: str, metadata: Mapping[str, Any], detected: Detected
+    source: str, metadata: Mapping[str, Any], detected: Detected
 ) -> Preprocessing:
     """Finds the preprocessing with which weights were evaluated.
 
     What lies beside the weights comes first: timm's `pretrained_cfg` in "config", transformers'
-    "preprocessor_config", open_clip's `preprocess_cfg`. Without them it is the default of their
-    family, at a resolution that the source's name tells (`…_384.pth`), since tensors don't.
+    "preprocessor_config", open_clip's `preprocess_cfg`. Without them it is the default of who
+    published them, at a resolution that the source's name tells (`…_384.pth`), since tensors
+    rarely do.
 
     Args:
-      layout: of the file.
-      source: its path, URL or hub name.
+      source: path, URL or hub name of the file.
       metadata: what lies beside the tensors.
       detected: what the file holds.
 
@@ -109,25 +115,62 @@ def preprocessing_for(
       UserError: if a config asks for what this library can't do.
     """
     name = _telling_name(source)
-    size = _size_in(name)
     config = metadata.get("config") or {}
-    if layout.family == "timm":
-        if "pretrained_cfg" in config:
-            return _from_timm(config["pretrained_cfg"])
+    # timm's ResNets bear torchvision's names.
+    if detected.layout.origin in ("timm", "torchvision") and "pretrained_cfg" in config:
+        return _from_timm(config["pretrained_cfg"])
+    return _BY_FAMILY[detected.family.name](name, metadata, detected)
+
+
+def _of_convnext(name: str, metadata: Mapping[str, Any], detected: Detected) -> Preprocessing:
+    origin, size = detected.layout.origin, _size_in(name)
+    if origin == "timm":
         return _timm_default(name, size)
-    if layout.family == "clip":
-        stored = (metadata.get("open_clip_config") or config).get("preprocess_cfg") or {}
+    if origin == "clip":
+        config = metadata.get("open_clip_config") or metadata.get("config") or {}
+        stored = config.get("preprocess_cfg") or {}
         found = Preprocessing(size or 256, size or 256, **{**_CLIP, **_mean_std(stored)})
         return _guessed(found, "CLIP's own evaluation", size)
-    if layout.family == "torchvision":
+    if origin == "torchvision":
         resize = _TORCHVISION_RESIZE.get(detected.model_name or "", _TORCHVISION_RESIZE_OTHERS)
         return Preprocessing(224, resize, interpolation="bilinear")
     processor = metadata.get("preprocessor_config")
-    if layout.family in ("transformers", "dinov3") and processor:
-        return _from_transformers(processor, layout)
-    if layout.family == "dinov3":
+    if origin in ("transformers", "dinov3") and processor:
+        return _from_transformers(processor, origin)
+    if origin == "dinov3":
         return Preprocessing(224, None, interpolation="bilinear")
     return _guessed(_authors(size or 224), "the authors' own evaluation", size)
+
+
+def _of_resnet(name: str, metadata: Mapping[str, Any], detected: Detected) -> Preprocessing:
+    if any(digest in name for digest in _TORCHVISION_V2):
+        return Preprocessing(224, 232, interpolation="bilinear")
+    found = Preprocessing(224, 256, interpolation="bilinear")
+    if re.search(r"-[0-9a-f]{8}\.pth$", name):
+        return found
+    note = "the preprocessing is that of torchvision's first weights; its second have 232 for 256"
+    return dataclasses.replace(found, note=note)
+
+
+def _of_swin(name: str, metadata: Mapping[str, Any], detected: Detected) -> Preprocessing:
+    origin, processor = detected.layout.origin, metadata.get("preprocessor_config")
+    if origin == "transformers" and processor:
+        return _from_transformers(processor, "vit")
+    if origin == "torchvision":
+        resize = _TORCHVISION_RESIZE.get(detected.model_name or "", _TORCHVISION_RESIZE_OTHERS)
+        return Preprocessing(224, resize)
+    told = detected.image_size or _size_in(name)
+    # Published are 224 for windows of 7 and 384 for 12, at which all maps are whole windows.
+    size = told or 32 * detected.arguments["window_size"]
+    if origin == "timm":
+        found = Preprocessing(size, size if size >= _WHOLE_IMAGE_FROM else math.floor(size / 0.9))
+        whose = "what timm's Swins have (no config.json lies beside the weights)"
+    else:
+        found, whose = _authors(size), "the authors' own evaluation"
+    return found if detected.image_size else _guessed(found, whose, told)
+
+
+_BY_FAMILY = {"ConvNeXt": _of_convnext, "ResNet": _of_resnet, "Swin": _of_swin}
 
 
 def _authors(size: int) -> Preprocessing:
@@ -168,9 +211,11 @@ def _timm_default(name: str, size: int | None) -> Preprocessing:
     return _guessed(found, f"{note}; it also evaluates those for 224 at 288 pixels", size)
 
 
-def _from_transformers(stored: Mapping[str, Any], layout: Layout) -> Preprocessing:
-    size = stored.get("size", 384)
-    whole = False
+def _from_transformers(stored: Mapping[str, Any], processor: str) -> Preprocessing:
+    """What an image processor does: ConvNext's ("transformers"), DINOv3's, or ViT's for Swin."""
+    size = stored.get("size", 224 if processor == "vit" else 384)
+    # ViT's crops nothing.
+    whole = processor == "vit"
     if isinstance(size, Mapping):
         whole = "height" in size
         side = size["height"] if whole else size["shortest_edge"]
@@ -178,7 +223,7 @@ def _from_transformers(stored: Mapping[str, Any], layout: Layout) -> Preprocessi
         side = size
     ratio = stored.get("crop_pct") or _CROP_RATIO
     whole = whole or side >= _WHOLE_IMAGE_FROM
-    default, default_filter = (_IMAGENET, 2) if layout.family == "dinov3" else (_HALF, 3)
+    default, default_filter = (_IMAGENET, 2) if processor == "dinov3" else (_HALF, 3)
     note = ""
     if "image_mean" not in stored and default is _HALF:
         note = "preprocessor_config.json names no image_mean, so it is transformers' default of 0.5"

@@ -14,7 +14,6 @@ from flax.typing import Dtype
 from convnext_jax.convert.preprocessing import Preprocessing
 from convnext_jax.convert.stored import find_weights
 from convnext_jax.errors import UserError
-from convnext_jax.models.convnext import ConvNeXt
 from convnext_jax.training.init_from import choose, describe_fresh
 
 PyTree = Any
@@ -30,8 +29,9 @@ class Pretrained:
     """A model with its weights, and what is known of them.
 
     Attributes:
-      model: the unbound Flax module.
-      variables: {"params": …}, `jax.Array`s of the model's `param_dtype` on the first device.
+      model: the unbound Flax module, a `ConvNeXt`, `SwinTransformer` or `ModernizedResNet`.
+      variables: {"params": …}, and "batch_stats" of a model with batch norms; `jax.Array`s of the
+        model's `param_dtype` on the first device, statistics in float32.
       preprocessing: what an image goes through before this model.
       model_name: its name in the registry, or None.
       class_names: one per output, or None where they are not known.
@@ -40,7 +40,7 @@ class Pretrained:
       notes: what was made anew, left out or guessed, one sentence each.
     """
 
-    model: ConvNeXt
+    model: Any
     variables: PyTree
     preprocessing: Preprocessing
     model_name: str | None
@@ -73,17 +73,18 @@ def open_pretrained(
       in_channels: of the images; None for what the stem was stored for, 3 as a rule. It is summed
         over its channels for 1, and for other numbers repeated and scaled by 3 / in_channels, as
         timm does.
-      dtype: compute type of the model; see `ConvNeXt`.
+      dtype: compute type of the model; see its class.
       averaged: whether the moving average of a run of this library goes before its raw weights.
       seed: of what is made anew.
-      **overrides: further arguments of `ConvNeXt`, such as `drop_path_rate`, `remat`,
-        `feature_norms`, or `head_init_scale` for a fresh head (.001 by default).
+      **overrides: further arguments of the model's class, such as `drop_path_rate`, `remat`, or
+        `head_init_scale` for a fresh head (.001 by default).
 
     Returns:
       Model, variables and provenance.
 
     Raises:
-      UserError: if the source can't be read or is not a ConvNeXt, or an argument contradicts it.
+      UserError: if the source can't be read or is no network known here, or an argument
+        contradicts it.
     """
     weights = find_weights(source, sha256=sha256, averaged=averaged)
     found = weights.provenance
@@ -96,22 +97,26 @@ def open_pretrained(
         raise UserError(f"{weights.description}: {error}") from error
 
     side = model.strides[-1]
-    stem = weights.shapes["stem"]["conv"]["kernel"].shape
+    stem = weights.shapes["params"]["stem"]["conv"]["kernel"].shape
     channels = stem[2] if in_channels is None else in_channels
 
     def init(key: jax.Array) -> PyTree:
-        return model.init(key, jnp.zeros((1, side, side, channels)))["params"]
+        return model.init(key, jnp.zeros((1, side, side, channels)))
 
     abstract = jax.eval_shape(init, jax.random.key(seed))
     notes = list(found.notes)
     # Read as it lies there, and adapted afterwards.
-    kernel = abstract["stem"]["conv"]["kernel"]
-    abstract["stem"]["conv"]["kernel"] = kernel.update(shape=(*kernel.shape[:2], stem[2], stem[3]))
+    conv = abstract["params"]["stem"]["conv"]
+    shape = (*conv["kernel"].shape[:2], stem[2], stem[3])
+    conv["kernel"] = conv["kernel"].update(shape=shape)
     taken, fresh = choose(abstract, weights, remedy="leave out the arguments that change them")
-    params = weights.restore(taken)
+    variables = weights.restore(taken)
+    params = variables["params"]
     if fresh:
         # Under jit what is not returned is not computed, so this costs the fresh parts alone.
-        params |= jax.jit(lambda key: {k: init(key)[k] for k in fresh})(jax.random.key(seed))
+        params |= jax.jit(lambda key: {k: init(key)["params"][k] for k in fresh})(
+            jax.random.key(seed)
+        )
         notes.append(describe_fresh(fresh))
     if channels != stem[2]:
         conv = params["stem"]["conv"]
@@ -121,7 +126,7 @@ def open_pretrained(
         _log.info("%s: %s", weights.description, note)
     return Pretrained(
         model=model,
-        variables={"params": params},
+        variables=variables,
         preprocessing=found.preprocessing,
         model_name=found.model_name,
         class_names=found.class_names if classes == found.model.num_classes else None,
@@ -131,7 +136,7 @@ def open_pretrained(
     )
 
 
-def load_pretrained(source: str | Path, **arguments: Any) -> tuple[ConvNeXt, PyTree]:
+def load_pretrained(source: str | Path, **arguments: Any) -> tuple[Any, PyTree]:
     """Loads weights and builds the model that they belong to.
 
     `model, variables = load_pretrained("convnext_tiny_1k_224_ema.pth", num_classes=10)`
@@ -141,7 +146,7 @@ def load_pretrained(source: str | Path, **arguments: Any) -> tuple[ConvNeXt, PyT
       **arguments: see `open_pretrained`.
 
     Returns:
-      The unbound Flax module, and {"params": …} for its `apply`.
+      The unbound Flax module, and the variables for its `apply`.
 
     Raises:
       UserError: see `open_pretrained`.

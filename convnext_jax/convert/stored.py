@@ -12,33 +12,16 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from convnext_jax.convert.detection import Detected, detect
+from convnext_jax.convert.families import CONVNEXT, family_named, family_of
 from convnext_jax.convert.mapped import release_pages
-from convnext_jax.convert.mapping import to_params
+from convnext_jax.convert.mapping import to_variables
 from convnext_jax.convert.preprocessing import Preprocessing, preprocessing_for
 from convnext_jax.convert.reading import read_weights
 from convnext_jax.errors import UserError
-from convnext_jax.models.convnext import ConvNeXt
 from convnext_jax.models.registry import create_model
 from convnext_jax.training.checkpoints import Checkpointer
 
 PyTree = Any
-
-# What of ConvNeXt decides the parameters and what they mean; the rest is the user's own choice.
-_ARCHITECTURE = (
-    "num_classes",
-    "depths",
-    "dims",
-    "isotropic",
-    "patch_size",
-    "stem_stride",
-    "kernel_size",
-    "layer_scale_init",
-    "use_grn",
-    "head_norm_first",
-    "head_hidden",
-    "feature_norms",
-    "norm_eps",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +39,7 @@ class Provenance:
       notes: what else a user should know, one sentence each.
     """
 
-    model: ConvNeXt
+    model: Any
     model_name: str | None
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None
@@ -67,8 +50,13 @@ class Provenance:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, for the metadata of a checkpoint."""
+        family = family_of(self.model)
         return {
-            "model": {"name": self.model_name, "arguments": architecture(self.model)},
+            "model": {
+                "family": family.name,
+                "name": self.model_name,
+                "arguments": family.arguments_of(self.model),
+            },
             "num_classes": self.model.num_classes,
             "preprocessing": self.preprocessing.to_dict(),
             "class_names": self.class_names and list(self.class_names),
@@ -81,10 +69,12 @@ class Provenance:
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Provenance:
         """The inverse of `to_dict`."""
-        names = stored["class_names"]
+        names, model = stored["class_names"], stored["model"]
+        # Conversions by earlier versions are all of ConvNeXt, and do not say so.
+        family = family_named(model.get("family", CONVNEXT.name))
         return cls(
-            model=ConvNeXt(**stored["model"]["arguments"]),
-            model_name=stored["model"]["name"],
+            model=family.network(**model["arguments"]),
+            model_name=model["name"],
             preprocessing=Preprocessing.from_dict(stored["preprocessing"]),
             class_names=None if names is None else tuple(names),
             source=stored["source"],
@@ -94,24 +84,17 @@ class Provenance:
         )
 
 
-def architecture(model: ConvNeXt) -> dict[str, Any]:
-    """The arguments of a model that decide its parameters, JSON-able."""
-    return {
-        name: list(value) if isinstance(value := getattr(model, name), tuple) else value
-        for name in _ARCHITECTURE
-    }
-
-
 class CheckpointWeights:
     """Those of a checkpoint of this library, from a conversion or from training.
 
     The best checkpoint is taken, where the run has evaluated, else the newest; of it the moving
-    average, where there is one and it is wanted, else the raw weights.
+    averages, where there are any and they are wanted, else the raw weights.
 
     Attributes:
       provenance: what they are.
       description: what they are and where, for messages.
-      shapes: the tree "params"; every leaf has a `shape` and a `dtype`.
+      shapes: {"params": …} and where there are any "batch_stats"; every leaf has a `shape` and a
+        `dtype`.
     """
 
     def __init__(self, directory: Path, *, averaged: bool = True) -> None:
@@ -122,33 +105,38 @@ class CheckpointWeights:
                 raise UserError(f"{directory} holds no checkpoint; give a run that has saved one")
             metadata, saved = reader.metadata(step), reader.shapes(step)
         self._directory, self._step = directory, step
-        self._group = "ema_params" if averaged and saved.get("ema_params") else "params"
-        self.shapes = saved[self._group]
+        is_average = averaged and bool(saved.get("ema_params"))
+        collections = [name for name in ("params", "batch_stats") if saved.get(name)]
+        # Collection → what the state has it under.
+        self._groups = {name: f"ema_{name}" if is_average else name for name in collections}
+        self.shapes = {name: saved[group] for name, group in self._groups.items()}
         if "preprocessing" in metadata:
             self.provenance = Provenance.from_dict(metadata)
             self.description = f"the weights in {directory} (from {self.provenance.source})"
         else:
-            kind = "averaged weights" if self._group == "ema_params" else "weights"
+            kind = "averaged weights" if is_average else "weights"
             self.description = f"the {kind} of step {step} in {directory}"
             self.provenance = _of_a_run(metadata, self.description)
 
     def restore(self, abstract: PyTree) -> PyTree:
-        """Reads a part of the tree, onto the shardings asked for."""
+        """Reads a part of the variables, onto the shardings asked for."""
         here = SingleDeviceSharding(jax.local_devices()[0])
 
         def as_stored(asked: jax.ShapeDtypeStruct, stored: Any) -> jax.ShapeDtypeStruct:
             sharding = here if asked.sharding is None else asked.sharding
             return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=sharding)
 
-        wanted = {self._group: jax.tree.map(as_stored, abstract, _part(self.shapes, abstract))}
+        found = jax.tree.map(as_stored, abstract, _part(self.shapes, abstract))
         with self._open(self._directory) as reader:
-            restored = reader.restore(wanted, self._step, partial=True)
+            restored = reader.restore(
+                {self._groups[name]: tree for name, tree in found.items()}, self._step, partial=True
+            )
         assert restored is not None
-        params = restored.state[self._group]
-        return jax.tree.map(lambda x, asked: x.astype(asked.dtype), params, abstract)
+        variables = {name: restored.state[self._groups[name]] for name in found}
+        return jax.tree.map(lambda x, asked: x.astype(asked.dtype), variables, abstract)
 
     def arrays(self) -> PyTree:
-        """The whole tree as NumPy arrays of their stored dtypes."""
+        """All variables as NumPy arrays of their stored dtypes."""
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.shapes)
         return jax.tree.map(np.asarray, self.restore(abstract))
 
@@ -165,17 +153,18 @@ class ForeignWeights:
       detected: its layout and model.
       provenance: what they are.
       description: what they are and where, for messages.
-      shapes: the tree "params"; every leaf has a `shape` and a `dtype`.
+      shapes: {"params": …} and where there are any "batch_stats"; every leaf has a `shape` and a
+        `dtype`.
     """
 
     def __init__(self, source: str | Path, *, sha256: str | None = None) -> None:
         file = read_weights(source, sha256=sha256)
         detected = detect(file.tensors, file.metadata)
         self.file, self.detected = file, detected
-        self._params = to_params(file.tensors, detected)
-        self.shapes = self._params
-        model = ConvNeXt(**detected.arguments)
-        preprocessing = preprocessing_for(detected.layout, file.source, file.metadata, detected)
+        self._variables = to_variables(file.tensors, detected)
+        self.shapes = self._variables
+        model = detected.model
+        preprocessing = preprocessing_for(file.source, file.metadata, detected)
         self.provenance = Provenance(
             model=model,
             model_name=detected.model_name,
@@ -189,7 +178,7 @@ class ForeignWeights:
         self.description = f"the {detected.layout.name} weights in {file.source}"
 
     def restore(self, abstract: PyTree) -> PyTree:
-        """Places a part of the tree on devices, one tensor after the other."""
+        """Places a part of the variables on devices, one tensor after the other."""
         here = SingleDeviceSharding(jax.local_devices()[0])
 
         def place(asked: jax.ShapeDtypeStruct, array: np.ndarray) -> jax.Array:
@@ -201,11 +190,11 @@ class ForeignWeights:
             sharding = here if asked.sharding is None else asked.sharding
             return jax.make_array_from_callback(asked.shape, sharding, part)
 
-        return jax.tree.map(place, abstract, _part(self._params, abstract))
+        return jax.tree.map(place, abstract, _part(self._variables, abstract))
 
     def arrays(self) -> PyTree:
-        """The whole tree as NumPy arrays, views of the mapped file."""
-        return self._params
+        """All variables as NumPy arrays, views of the mapped file; see `to_variables`."""
+        return self._variables
 
     def release(self) -> None:
         """Lets the system take back the memory of what has been read of the file."""
@@ -255,7 +244,9 @@ def _part(tree: PyTree, like: PyTree) -> PyTree:
 
 def _of_a_run(metadata: Mapping[str, Any], source: str) -> Provenance:
     config, fields = metadata["config"], metadata["config"]["model"]
-    augment, size = config["augment"], config["data"]["image_size"]
+    augment, data = config["augment"], config["data"]
+    # Runs by earlier versions were evaluated at the size that they were trained at.
+    size = data.get("eval_image_size") or data["image_size"]
     whole = augment["crop"] == "pad" or size >= 384
     names = metadata.get("class_names") or ()
     return Provenance(
@@ -277,12 +268,12 @@ def _of_a_run(metadata: Mapping[str, Any], source: str) -> Provenance:
 
 
 def _left_out(detected: Detected) -> str:
-    names = detected.ignored
+    names = [name for name in detected.ignored if not detected.layout.is_derived(name)]
     if not names:
         return ""
     few = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     noun = "tensor that is" if len(names) == 1 else "tensors that are"
-    return f"left out {len(names)} {noun} no part of the ConvNeXt: {few}"
+    return f"left out {len(names)} {noun} no part of the {detected.family.name}: {few}"
 
 
 def _labels(metadata: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:

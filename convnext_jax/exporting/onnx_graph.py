@@ -22,6 +22,7 @@ from flax import traverse_util
 from convnext_jax.convert.pretrained import Pretrained
 from convnext_jax.errors import UserError
 from convnext_jax.exporting.interface import Interface
+from convnext_jax.models.convnext import ConvNeXt
 from convnext_jax.models.layers import GlobalResponseNorm
 from convnext_jax.version import __version__
 
@@ -43,8 +44,13 @@ def export_onnx(pretrained: Pretrained, interface: Interface) -> Any:
       weights under their Flax names, "stages_2/blocks_5/dwconv/kernel".
 
     Raises:
-      UserError: if `onnx` is not installed.
+      UserError: if the network is no ConvNeXt, or `onnx` is not installed.
     """
+    if not isinstance(pretrained.model, ConvNeXt):
+        raise UserError(
+            f"ONNX can be written of a ConvNeXt only, and {pretrained.model_name or 'this network'}"
+            " is none; give --format stablehlo"
+        )
     try:
         import onnx
     except ImportError as error:

@@ -9,7 +9,7 @@ chooses when it runs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from convnext_jax.convert.pretrained import Pretrained
 from convnext_jax.errors import UserError
 from convnext_jax.exporting.interface import Interface
 from convnext_jax.inference import forward
+from convnext_jax.models.swin import SwinTransformer
 
 PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
 
@@ -35,8 +36,9 @@ class StableHlo:
 
     Attributes:
       serialized: what `jax.export.deserialize` takes.
-      weights: by flat name, "stages_2/blocks_5/dwconv/kernel": the first argument of the exported
-        function. None where the weights lie within it, and the images are its only argument.
+      weights: by flat name, "stages_2/blocks_5/dwconv/kernel", and for what is no parameter
+        "batch_stats/stem/norm/mean": the first argument of the exported function. None where the
+        weights lie within it, and the images are its only argument.
       calling_convention_version: of `jax.export`.
       platforms: that it runs on.
     """
@@ -65,13 +67,18 @@ def export_stablehlo(
         for weights that change, and for more than 2 GB.
 
     Raises:
-      UserError: if a platform is unknown, or the weights are too large to be written into the
-        program.
+      UserError: if a platform is unknown, the weights are too large to be written into the
+        program, or the network can't leave the images' size open.
     """
     for platform in platforms:
         if platform not in PLATFORMS:
             raise UserError(f"there is no platform {platform!r}: use any of {', '.join(PLATFORMS)}")
-    weights = traverse_util.flatten_dict(pretrained.variables["params"], sep="/")
+    if interface.image_size is None and isinstance(pretrained.model, SwinTransformer):
+        raise UserError(
+            "--size any: the windows of a Swin depend on the size of its images, so this file "
+            "holds one size; give it, such as --size 224"
+        )
+    weights = _flat(pretrained.variables)
     size = sum(array.nbytes for array in weights.values())
     if size > _LARGEST_FILE and not weights_as_arguments:
         raise UserError(
@@ -81,7 +88,7 @@ def export_stablehlo(
     network = forward(pretrained, interface.output, interface.pixels)
 
     def apply(weights: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-        return network({"params": traverse_util.unflatten_dict(weights, sep="/")}, images)
+        return network(_nested(weights), images)
 
     images = _abstract_images(interface, pretrained.model.strides[-1])
     if weights_as_arguments:
@@ -96,6 +103,21 @@ def export_stablehlo(
         jax.device_get(weights) if weights_as_arguments else None,
         exported.calling_convention_version,
         exported.platforms,
+    )
+
+
+def _flat(variables: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """By path; of another collection than "params" it begins with its name."""
+    others = {name: tree for name, tree in variables.items() if name != "params"}
+    flat = {**traverse_util.flatten_dict(variables["params"]), **traverse_util.flatten_dict(others)}
+    return {"/".join(path): array for path, array in flat.items()}
+
+
+def _nested(weights: Mapping[str, jax.Array]) -> dict[str, Any]:
+    """The inverse of `_flat`."""
+    paths = {tuple(name.split("/")): array for name, array in weights.items()}
+    return traverse_util.unflatten_dict(
+        {path if path[0] == "batch_stats" else ("params", *path): a for path, a in paths.items()}
     )
 
 

@@ -14,6 +14,8 @@ from convnext_jax.models.roadmap import ModernizedResNet
 from convnext_jax.models.roadmap_steps import ROADS, STEPS, choices_after
 from convnext_jax.models.swin import SwinTransformer
 
+Network = ConvNeXt | ModernizedResNet | SwinTransformer
+
 # V1: arXiv 2201.03545, section 3; atto to nano, hnf, mlp and xxlarge as published in timm.
 # V2: arXiv 2301.00808, appendix A.1. What an entry leaves out is the default of ConvNeXt.
 _V1: dict[str, dict[str, Any]] = {

@@ -79,9 +79,9 @@ def state_and_batch(state: TrainState, batch: Any) -> Memory:
     """
     one = bytes_on_each(batch)
     return Memory(
-        parameters=bytes_on_each(state.params),
+        parameters=bytes_on_each(state.variables),
         optimizer=bytes_on_each(state.opt_state),
-        average=bytes_on_each(state.ema_params),
+        average=bytes_on_each(state.ema_variables),
         batch=one,
         waiting=_BATCHES_WAITING * one,
     )

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from convnext_jax import experiment
 from convnext_jax.analysis.tpu import OutOfHbmError, TpuTopology, compile_for_tpu
-from convnext_jax.models.convnext import ConvNeXt
+from convnext_jax.models.registry import Network
 from convnext_jax.planning.memory import Memory, state_and_batch
 from convnext_jax.planning.training_sets import TrainingSet
 from convnext_jax.training import sharding
@@ -49,7 +49,7 @@ class PlannedRun:
         self.mesh = sharding.create_mesh(config.mesh.data, config.mesh.fsdp, topology.devices)
         experiment.check_batch_sizes(config, self.mesh.size)
         self.durations = experiment.durations(config, data.examples)
-        self.model = experiment.build_model(config, data.classes)
+        self.model = experiment.build_model(config, data.classes, self.mesh.size)
         self._optimizer, self._schedule = experiment.build_optimizer(
             config, self.model, self.durations
         )
@@ -110,7 +110,7 @@ class PlannedRun:
             return None if error.needed is None else error.needed + memory.waiting
 
     def _train_step(
-        self, images_on_each: int, model: ConvNeXt
+        self, images_on_each: int, model: Network
     ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
         config = self.config.copy_and_resolve_references()
         config.batch_size = images_on_each * self.chips

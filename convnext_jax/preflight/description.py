@@ -15,7 +15,7 @@ from convnext_jax.analysis.macs import count_macs, count_parameters
 from convnext_jax.convert.stored import find_weights
 from convnext_jax.data.sources import Source
 from convnext_jax.errors import UserError
-from convnext_jax.models.convnext import ConvNeXt
+from convnext_jax.models.registry import Network
 from convnext_jax.preflight.examination import Finding, Status
 from convnext_jax.training import sharding
 from convnext_jax.training.init_from import choose
@@ -119,17 +119,18 @@ def augmentation(loaded: ConfigDict) -> Finding[None]:
     experiment.eval_transform(loaded)
     experiment.build_augmentation(loaded)
     experiment.build_mixing(loaded)
+    experiment.build_loss(loaded)
     policy = loaded.augment.policy or "no policy"
     return Finding(f"{loaded.data.decoder} decoder, {loaded.augment.crop} crop, {policy}", None)
 
 
-def model(loaded: ConfigDict, source: Source) -> Finding[ConvNeXt]:
+def model(loaded: ConfigDict, source: Source, made: jax.sharding.Mesh) -> Finding[Network]:
     """The network.
 
     Raises:
       UserError: see `experiment.build_model`.
     """
-    built = experiment.build_model(loaded, source.num_classes)
+    built = experiment.build_model(loaded, source.num_classes, made.size)
     size = loaded.data.image_size
     return Finding(
         f"{count_parameters(built, size) / 1e6:,.1f} M parameters, "
@@ -140,7 +141,7 @@ def model(loaded: ConfigDict, source: Source) -> Finding[ConvNeXt]:
 
 
 def state(
-    loaded: ConfigDict, built: ConvNeXt, steps: experiment.Durations, made: jax.sharding.Mesh
+    loaded: ConfigDict, built: Network, steps: experiment.Durations, made: jax.sharding.Mesh
 ) -> Finding[TrainState]:
     """Shapes and shardings of all that is kept from step to step.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from convnext_jax import experiment
 from convnext_jax.data.loader import default_workers
 from convnext_jax.data.sources import Source
 from convnext_jax.errors import UserError
@@ -68,8 +69,10 @@ def need(config: ConfigDict, evaluates: bool, state: TrainState) -> Need:
       An upper bound, but for the program's own code and the compiler.
     """
     workers = default_workers() if config.data.workers is None else config.data.workers
-    images = config.batch_size + (config.eval_batch_size if evaluates else 0)
-    batches = images // jax.process_count() * config.data.image_size**2 * 3
+    pixels = config.batch_size * config.data.image_size**2
+    if evaluates:
+        pixels += config.eval_batch_size * experiment.eval_image_size(config) ** 2
+    batches = pixels // jax.process_count() * 3
     made_ahead = (_PREFETCH + 2) * batches
     return Need(
         shared=workers * made_ahead,

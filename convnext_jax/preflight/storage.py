@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from convnext_jax.errors import UserError
 from convnext_jax.preflight.description import process_bytes, whole_bytes
 from convnext_jax.preflight.examination import Finding, Status
+from convnext_jax.recipes import FREE_FIELDS, base
 from convnext_jax.training.state import TrainState
-from convnext_jax.training.workdir import absolute_path
+from convnext_jax.training.workdir import absolute_path, config_differences
 
 # Written to see how fast that goes.
 _SAMPLE_BYTES = 32 * 2**20
@@ -136,6 +137,29 @@ def free_space(
             measure=free,
         )
     return Finding(f"{_mib(free)} free, {_mib(need)} needed: {what}", None, measure=free)
+
+
+def same_config(workdir: str | os.PathLike[str], config: ConfigDict) -> Finding[None]:
+    """Whether a run that lies in the workdir could go on with this config.
+
+    Raises:
+      UserError: if the config there can't be read.
+    """
+    checkpoints = absolute_path(workdir) / "checkpoints"
+    steps = [int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()]
+    differences = config_differences(
+        workdir, config.to_dict(), ignore=FREE_FIELDS, defaults=base().to_dict()
+    )
+    if not steps or differences is None:
+        return Finding("a new run", None)
+    if differences:
+        return Finding(
+            f"another run lies there, {'; '.join(differences)}",
+            None,
+            Status.FAILED,
+            "give another --workdir, or train with --allow_config_change",
+        )
+    return Finding(f"goes on at step {max(steps):,}", None)
 
 
 def write_speed(workdir: str | os.PathLike[str], state: TrainState) -> Finding[None]:

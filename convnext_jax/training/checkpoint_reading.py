@@ -95,10 +95,11 @@ def read_state(path: epath.Path, abstract_state: Any, *, partial: bool) -> Any:
         with jax.transfer_guard("allow"), _silent_stragglers():
             saved = _leaves(handler.metadata(path / STATE).tree)
             _check_fit(path, saved, _leaves(abstract_state), partial)
+            # Held to fit by now; Orbax would also hold it to fields that are None on one side.
             return handler.restore(
                 path / STATE,
                 args=ocp.args.PyTreeRestore(
-                    item=abstract_state, restore_args=how, partial_restore=partial
+                    item=abstract_state, restore_args=how, partial_restore=True
                 ),
             )
     finally:

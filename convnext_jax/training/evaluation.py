@@ -17,19 +17,19 @@ _STEPS_IN_FLIGHT = 2
 
 def evaluate(
     eval_step: Callable[[PyTree, dict[str, jax.Array]], dict[str, jax.Array]],
-    params: PyTree,
+    variables: PyTree,
     batches: Iterable[dict[str, jax.Array]],
-    ema_params: PyTree = None,
+    ema_variables: PyTree = None,
     *,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Evaluates parameters, and their average beside them, in one pass over a whole split.
+    """Evaluates variables, and their average beside them, in one pass over a whole split.
 
     Args:
       eval_step: from `make_eval_step`, jitted; it returns sums.
-      params: parameter tree.
+      variables: the model's, {"params": …} and whatever else it has.
       batches: global batches with a mask; the same number on every process.
-      ema_params: the average, or None.
+      ema_variables: the average, or None.
       interrupted: asked after each batch, on every process alike; True ends the evaluation.
 
     Returns:
@@ -40,7 +40,7 @@ def evaluate(
     Raises:
       UserError: if not one example counted.
     """
-    weights = {"": params} | ({} if ema_params is None else {"ema_": ema_params})
+    weights = {"": variables} | ({} if ema_variables is None else {"ema_": ema_variables})
     total = None
     in_flight: collections.deque[Any] = collections.deque()
     for batch in batches:

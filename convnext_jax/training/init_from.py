@@ -21,11 +21,12 @@ _MAY_BE_NEW = re.compile(r"head|norm|feature_norm_\d+")
 
 
 class StoredWeights(Protocol):
-    """Parameters that lie somewhere: in a checkpoint of this library, or in a foreign file.
+    """Variables that lie somewhere: in a checkpoint of this library, or in a foreign file.
 
     Attributes:
       description: what they are and where, for messages.
-      shapes: the tree "params"; every leaf has a `shape` and a `dtype`.
+      shapes: {"params": …} and, of a model with batch norms, "batch_stats"; every leaf has a
+        `shape` and a `dtype`.
     """
 
     @property
@@ -34,10 +35,10 @@ class StoredWeights(Protocol):
 
     @property
     def shapes(self) -> PyTree:
-        """The tree "params"."""
+        """The variables."""
 
     def restore(self, abstract: PyTree) -> PyTree:
-        """Reads a part of the tree.
+        """Reads a part of the variables.
 
         Args:
           abstract: nested dicts of `jax.ShapeDtypeStruct` with shardings, a part of `shapes`.
@@ -59,21 +60,27 @@ def start_from(state: TrainState, weights: StoredWeights) -> TrainState:
       weights: where to start from.
 
     Returns:
-      The state with these parameters, its average starting from them too.
+      The state with these parameters and batch statistics, its averages starting from them too.
 
     Raises:
       UserError: if they are of another model; it lists every tensor that does not fit.
     """
-    taken, fresh = choose(state.params, weights)
+    taken, fresh = choose(state.variables, weights)
     restored = weights.restore(taken)
-    params = {**state.params, **restored}
+    variables: dict[str, PyTree] = {
+        name: {**tree, **restored[name]} for name, tree in state.variables.items()
+    }
     _log.info("starting from %s%s", weights.description, f"; {describe_fresh(fresh)}" * bool(fresh))
-    ema_params = None if state.ema_params is None else jax.tree.map(jax.numpy.copy, params)
-    return dataclasses.replace(state, params=params, ema_params=ema_params)
+    averages: dict[str, PyTree] = {}
+    if state.ema_params is not None:
+        copies = jax.tree.map(jax.numpy.copy, variables)
+        averages = {f"ema_{name}": tree for name, tree in copies.items()}
+    changes: Any = {**variables, **averages}
+    return dataclasses.replace(state, **changes)
 
 
 def choose(
-    params: Mapping[str, PyTree],
+    variables: Mapping[str, PyTree],
     weights: StoredWeights,
     *,
     remedy: str = "correct config.model or config.init_from",
@@ -81,18 +88,18 @@ def choose(
     """Decides which parts of a model come from stored weights.
 
     Args:
-      params: the model's tree, of arrays or of `jax.ShapeDtypeStruct`.
+      variables: the model's, of arrays or of `jax.ShapeDtypeStruct`.
       weights: where they are to come from.
       remedy: what a user whose weights don't fit is told to do.
 
     Returns:
-      The part of the tree to restore, of `jax.ShapeDtypeStruct`, and for each part that stays as
-      initialised the reason.
+      The part of the variables to restore, of `jax.ShapeDtypeStruct`, and for each part of "params"
+      that stays as initialised the reason.
 
     Raises:
       UserError: if a tensor has another shape, is missing, or is left over.
     """
-    stored = dict(weights.shapes)
+    params, stored = variables["params"], dict(weights.shapes["params"])
     fresh = {}
     if "head" not in params:
         stored.pop("pre_logits", None)
@@ -107,8 +114,8 @@ def choose(
     # A hidden layer belongs to its head: neither is of use with another's.
     if "head" in fresh and "pre_logits" in params and "pre_logits" not in stored:
         fresh["pre_logits"] = fresh["head"]
-    taken = {k: v for k, v in params.items() if k not in fresh}
-    ours, theirs = _leaves(taken), _leaves(stored)
+    taken = {**variables, "params": {k: v for k, v in params.items() if k not in fresh}}
+    ours, theirs = _leaves(taken), _leaves({**weights.shapes, "params": stored})
     wrong = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     if wrong:
         rows = [
@@ -131,9 +138,11 @@ def describe_fresh(fresh: Mapping[str, str]) -> str:
     return "; ".join(f"the {part} is new, {reason}" for part, reason in fresh.items())
 
 
-def _leaves(tree: PyTree) -> dict[str, tuple[int, ...]]:
+def _leaves(variables: Mapping[str, PyTree]) -> dict[str, tuple[int, ...]]:
+    """By path, without the collection's name: statistics are called otherwise than parameters."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for tree in variables.values()
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     }
 

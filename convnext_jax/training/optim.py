@@ -1,8 +1,8 @@
-"""AdamW as the paper uses it: what decays, how the rate falls towards the stem, the average.
+"""AdamW as the paper uses it, LAMB and SGD: what decays, how the rate falls towards the stem.
 
-The optimizer is an optax chain, so that a user can put it together otherwise; what is ConvNeXt's
-own are the two functions from a parameter tree to a tree of the same form: `decay_mask`,
-`layer_scales`.
+Each optimizer is an optax chain, so that a user can put it together otherwise; what is ConvNeXt's
+own are the functions from a parameter tree to a tree of the same form: `decay_mask`,
+`layer_scales`. Here is the parameters' average, too.
 """
 
 import math
@@ -17,6 +17,8 @@ from convnext_jax.errors import UserError
 
 PyTree = Any
 LayerDecayGrouping = Literal["group", "single"]
+# From a parameter tree to a tree of the same structure, a bool for each leaf.
+Mask = Callable[[PyTree], PyTree]
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -25,9 +27,11 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True where weight decay applies: not to biases, norms, γ and GRN's γ, β, all of them vectors.
+    """True where weight decay applies: to the kernels of convolutions and linear layers.
 
-    The head's kernel is decayed. Source: section C of the recipe, the authors' `optim_factory.py`.
+    Not to biases, norms, γ and GRN's γ, β, all of them vectors, nor to the biases of Swin's
+    attention, a matrix. The head's kernel is decayed. Sources: section C of the recipe, the
+    authors' `optim_factory.py`; Swin's `no_weight_decay_keywords`.
 
     Args:
       params: parameter tree of arrays or ShapeDtypeStructs.
@@ -35,7 +39,15 @@ def decay_mask(params: PyTree) -> PyTree:
     Returns:
       A tree of the same structure with a bool for each leaf.
     """
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: p.ndim > 1 and not path_name(path).endswith("relative_position_bias_table"),
+        params,
+    )
+
+
+def all_mask(params: PyTree) -> PyTree:
+    """True for every parameter, as plain SGD decays them all."""
+    return jax.tree.map(lambda _: True, params)
 
 
 def layer_id(name: str, depths: Sequence[int], grouping: LayerDecayGrouping = "group") -> int:
@@ -143,6 +155,7 @@ def adamw(
     *,
     depths: Sequence[int],
     weight_decay: float,
+    decayed: Mask = decay_mask,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -159,6 +172,7 @@ def adamw(
       schedule: learning rate by step.
       depths: blocks per stage of the model, for the layer ids.
       weight_decay: λ.
+      decayed: from the parameters to which of them decay.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
@@ -172,22 +186,114 @@ def adamw(
     Raises:
       UserError: for a value outside its range.
     """
-    for field, value in (("layer_decay", layer_decay), ("clip_norm", clip_norm)):
-        if value is not None and not (0 < value < math.inf):
-            raise UserError(
-                f"config.optim.{field} is {value}; it must be positive, or None for none"
-            )
-    parts = [
+    return optax.chain(
+        *_clipping(clip_norm),
         # Optax's bias correction raises a Python float to an int32 count.
         _with_standard_promotion(optax.scale_by_adam(b1=b1, b2=b2, eps=eps)),
-        optax.add_decayed_weights(weight_decay, mask=decay_mask),
-    ]
-    if clip_norm is not None:
-        parts.insert(0, optax.clip_by_global_norm(clip_norm))
-    if layer_decay is not None:
-        decay = layer_decay
-        parts.append(scale_by_tree(lambda p: layer_scales(p, depths, decay, layer_decay_grouping)))
-    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+        optax.add_decayed_weights(weight_decay, mask=decayed),
+        *_layer_decay(layer_decay, layer_decay_grouping, depths),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def lamb(
+    schedule: optax.Schedule,
+    *,
+    weight_decay: float,
+    decayed: Mask = decay_mask,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    clip_norm: float | None = 1.0,
+    always_adapt: bool = False,
+) -> optax.GradientTransformation:
+    """LAMB (arXiv 1904.00962) as timm has it, which trained "ResNet strikes back" (2110.00476).
+
+    AdamW's step with the weight decay inside it, then scaled, tensor by tensor, by the ratio of the
+    parameter's norm to the step's; by 1 where either is 0.
+
+    Args:
+      schedule: learning rate by step.
+      weight_decay: λ.
+      decayed: from the parameters to which of them decay.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      clip_norm: bound on the gradient's global norm, 1 in timm; None for none.
+      always_adapt: scale the step of the tensors that do not decay, too. Without it they take
+        Adam's own step.
+
+    Returns:
+      The optax transformation.
+
+    Raises:
+      UserError: for a value outside its range.
+    """
+
+    def adapted(params: PyTree) -> PyTree:
+        if always_adapt:
+            return all_mask(params)
+        return jax.tree.map(lambda decays: decays and weight_decay != 0, decayed(params))
+
+    return optax.chain(
+        *_clipping(clip_norm),
+        _with_standard_promotion(optax.scale_by_adam(b1=b1, b2=b2, eps=eps)),
+        optax.add_decayed_weights(weight_decay, mask=decayed),
+        optax.masked(optax.scale_by_trust_ratio(), adapted),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def sgd(
+    schedule: optax.Schedule,
+    *,
+    weight_decay: float,
+    decayed: Mask = all_mask,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """SGD as in PyTorch, and as ResNets were trained: the weight decay is part of the gradient.
+
+    Args:
+      schedule: learning rate by step.
+      weight_decay: λ, of an L2 penalty λ/2 ‖w‖².
+      decayed: from the parameters to which of them decay; all of them in torchvision's reference.
+      momentum: decay of the sum of past gradients; 0 for none.
+      nesterov: look ahead by the momentum.
+      clip_norm: bound on the gradient's global norm; None for none.
+
+    Returns:
+      The optax transformation.
+
+    Raises:
+      UserError: for a value outside its range.
+    """
+    return optax.chain(
+        *_clipping(clip_norm),
+        optax.add_decayed_weights(weight_decay, mask=decayed),
+        optax.trace(decay=momentum, nesterov=nesterov),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _clipping(clip_norm: float | None) -> list[optax.GradientTransformation]:
+    _check_positive("clip_norm", clip_norm)
+    return [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+
+
+def _layer_decay(
+    decay: float | None, grouping: LayerDecayGrouping, depths: Sequence[int]
+) -> list[optax.GradientTransformation]:
+    _check_positive("layer_decay", decay)
+    if decay is None:
+        return []
+    return [scale_by_tree(lambda params: layer_scales(params, depths, decay, grouping))]
+
+
+def _check_positive(field: str, value: float | None) -> None:
+    if value is not None and not (0 < value < math.inf):
+        raise UserError(f"config.optim.{field} is {value}; it must be positive, or None for none")
 
 
 def update_ema(ema: PyTree, params: PyTree, decay: float) -> PyTree:

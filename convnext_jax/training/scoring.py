@@ -73,16 +73,16 @@ def make_score_step(
       std: of the images, in units of [0, 1].
 
     Returns:
-      A function (params, batch) → "prediction" int32 (B,), "rank" int32 (B,) and "loss" float32
+      A function (variables, batch) → "prediction" int32 (B,), "rank" int32 (B,) and "loss" float32
       (B,), see `Scores`, and the batch's own "label" and "mask". The batch holds "image", uint8 (B,
       H, W, C), "target", bool (B, K), True for the right answers, "label", int32 (B,), which is
       only passed on, and "mask", float32 (B,). Where an example has no right answer among
       `answers` its rank is their number and its loss infinite.
     """
 
-    def score_step(params: PyTree, batch: Batch) -> dict[str, jax.Array]:
+    def score_step(variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
         images = normalize(batch["image"], mean, std)
-        outputs: Any = model.apply({"params": params}, images, train=False)
+        outputs: Any = model.apply(variables, images, train=False)
         logits = outputs.astype(jnp.float32)
         allowed = jnp.ones(logits.shape[-1], bool) if answers is None else jnp.asarray(answers)
         allowed = allowed[None, :]
@@ -108,7 +108,7 @@ def make_score_step(
 
 
 def jit_score_step(score_step: ScoreStep, mesh: Mesh) -> Any:
-    """Compiles it for a mesh: parameters whole on every device, batches cut, results everywhere."""
+    """Compiles it for a mesh: variables whole on every device, batches cut, results everywhere."""
     return jax.jit(
         score_step,
         in_shardings=(replicated(mesh), batch_sharding(mesh)),
@@ -118,7 +118,7 @@ def jit_score_step(score_step: ScoreStep, mesh: Mesh) -> Any:
 
 def score(
     score_step: ScoreStep,
-    params: PyTree,
+    variables: PyTree,
     batches: Iterable[Batch],
     *,
     progress: Callable[[Scores], None] = lambda _: None,
@@ -127,7 +127,7 @@ def score(
 
     Args:
       score_step: from `make_score_step`, compiled.
-      params: parameter tree.
+      variables: the model's, {"params": …} and whatever else it has.
       batches: global batches; the same number on every process.
       progress: called with each batch's scores as they come in.
 
@@ -146,7 +146,7 @@ def score(
     # Fetching a result waits for its step, so the newest ones stay with the devices: they would
     # have nothing to do meanwhile.
     for batch in batches:
-        pending.append(score_step(params, batch))
+        pending.append(score_step(variables, batch))
         if len(pending) > _STEPS_IN_FLIGHT:
             fetch()
     while pending:

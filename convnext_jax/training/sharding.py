@@ -24,12 +24,11 @@ PyTree = Any
 # most. Moments and averages live under the same paths as their parameters, hence the unanchored
 # patterns.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"dwconv/kernel$", P(None, None, None, "fsdp")),
-    (r"(stem|downsample)/conv/kernel$", P(None, None, None, "fsdp")),
-    (r"pwconv1/kernel$", P(None, "fsdp")),
-    (r"pwconv2/kernel$", P("fsdp", None)),
+    (r"conv/kernel$", P(None, None, None, "fsdp")),
+    (r"(pwconv1|qkv|fc1)/kernel$", P(None, "fsdp")),
+    (r"(pwconv2|proj|fc2|reduction)/kernel$", P("fsdp", None)),
     (r"(head|pre_logits)/kernel$", P("fsdp", None)),
-    (r"/(bias|scale|gamma|beta)$", P()),
+    (r"/(bias|scale|gamma|beta|mean|var|relative_position_bias_table)$", P()),
     (r"(^|/)(step|count|skipped)$", P()),
 )
 

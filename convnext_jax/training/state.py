@@ -21,16 +21,36 @@ class TrainState:
     Attributes:
       step: int32 scalar, optimizer steps so far, the ones left out included.
       params: float32 parameter tree.
+      batch_stats: float32 running averages of the batch norms, or None where the model has none.
       opt_state: the optimizer's.
       ema_params: moving average of the parameters, or None.
+      ema_batch_stats: moving average of `batch_stats`, or None.
       skipped: int32 scalar, steps left out since their loss or gradient was not finite.
     """
 
     step: jax.Array
     params: PyTree
+    batch_stats: PyTree
     opt_state: optax.OptState
     ema_params: PyTree
+    ema_batch_stats: PyTree
     skipped: jax.Array
+
+    @property
+    def variables(self) -> PyTree:
+        """What the model is applied with: {"params": …}, and "batch_stats" where it has them."""
+        return _variables(self.params, self.batch_stats)
+
+    @property
+    def ema_variables(self) -> PyTree:
+        """The averaged variables, or None where no average is kept."""
+        if self.ema_params is None:
+            return None
+        return _variables(self.ema_params, self.ema_batch_stats)
+
+
+def _variables(params: PyTree, batch_stats: PyTree) -> PyTree:
+    return {"params": params} | ({} if batch_stats is None else {"batch_stats": batch_stats})
 
 
 def initial_state(
@@ -54,13 +74,20 @@ def initial_state(
       The state at step 0.
     """
     # One image suffices: parameters depend on its shape alone.
-    params = model.init(key, jnp.zeros(images.shape, images.dtype), train=False)["params"]
+    variables = model.init(key, jnp.zeros(images.shape, images.dtype), train=False)
+    params, batch_stats = variables["params"], variables.get("batch_stats")
+
+    def average(tree: PyTree) -> PyTree:
+        # A copy, since a donated buffer must not stand in two places of the state.
+        return jax.tree.map(jnp.copy, tree) if ema else None
+
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
+        batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        # A copy, since a donated buffer must not stand in two places of the state.
-        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        ema_params=average(params),
+        ema_batch_stats=average(batch_stats),
         skipped=jnp.zeros((), jnp.int32),
     )
 

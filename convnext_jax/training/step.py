@@ -4,6 +4,8 @@ The very same functions run under `train.py`, in the tests and in an ahead-of-ti
 know the state and the model, and nothing of files, clocks or processes.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +27,7 @@ from convnext_jax.data.augment import (
 from convnext_jax.data.mixing import MixConfig, apply_mixture, draw_mixture, smooth_one_hot
 from convnext_jax.errors import UserError
 from convnext_jax.training.gathering import gathered
+from convnext_jax.training.losses import Loss, soft_target_cross_entropy
 from convnext_jax.training.optim import update_ema
 from convnext_jax.training.sharding import batch_sharding, replicated
 from convnext_jax.training.state import TrainState
@@ -32,20 +35,6 @@ from convnext_jax.training.state import TrainState
 PyTree = Any
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-
-
-def soft_target_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Mean over the batch of the cross entropy against soft targets.
-
-    Args:
-      logits: floats (B, K).
-      targets: float32 (B, K), rows of sum 1.
-
-    Returns:
-      float32 scalar.
-    """
-    chex.assert_equal_shape([logits, targets])
-    return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets).mean()
 
 
 def micro_batches(batch: PyTree, count: int) -> PyTree:
@@ -123,6 +112,20 @@ def _as_used(model: nn.Module, params: PyTree, mesh: Mesh | None) -> PyTree:
     return params if mesh is None else gathered(params, mesh, getattr(model, "dtype", jnp.float32))
 
 
+def _apply_in_training(
+    model: nn.Module, params: PyTree, batch_stats: PyTree, images: jax.Array, key: jax.Array
+) -> tuple[jax.Array, PyTree]:
+    """The logits, and the running averages of the batch norms as they are after this batch."""
+    call = functools.partial(model.apply, train=True, rngs={"dropout": key})
+    if batch_stats is None:
+        logits: Any = call({"params": params}, images)
+        return logits, None
+    logits, updated = call(
+        {"params": params, "batch_stats": batch_stats}, images, mutable=["batch_stats"]
+    )
+    return logits, updated["batch_stats"]
+
+
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -131,6 +134,7 @@ def make_train_step(
     num_classes: int,
     mix_config: MixConfig,
     seed: int,
+    loss_function: Loss = soft_target_cross_entropy,
     ema_decay: float | None = None,
     accumulation_steps: int = 1,
     augment_config: AugmentConfig = AugmentConfig(),  # noqa: B008 (a tuple, immutable)
@@ -141,18 +145,20 @@ def make_train_step(
     Augment and normalise, mix, forward, backward (in micro-batches), optimizer, average. The step's
     randomness is `fold_in(key(seed), step)`, and for what is drawn image by image also the image's
     row in the global batch, so it needs no state beyond the step's number and does not depend on
-    the number of devices. Where the loss or the gradient is not finite, the parameters, the
-    optimizer and the average stay as they were, the step is counted in `skipped`, and `finite` is
+    the number of devices. Where the loss or the gradient is not finite, the variables, the
+    optimizer and the averages stay as they were, the step is counted in `skipped`, and `finite` is
     False among the metrics: whether to go on is the caller's.
 
     Args:
-      model: called as `model.apply(variables, images, train=True, rngs={"dropout": key})`.
+      model: called as `model.apply(variables, images, train=True, rngs={"dropout": key})`; one with
+        batch norms also with `mutable=["batch_stats"]`.
       optimizer: the optax transformation.
       schedule: learning rate by step, for the metrics; the one inside the optimizer.
       num_classes: K.
       mix_config: mixup, cutmix and label smoothing.
       seed: of augmentation and stochastic depth.
-      ema_decay: of the parameters' average; None for none.
+      loss_function: of logits and soft targets, the mean over a batch; see `losses.py`.
+      ema_decay: of the variables' average; None for none.
       accumulation_steps: micro-batches per optimizer step, a divisor of the batch.
       augment_config: the policy, normalisation and random erasing.
       mesh: over whose devices batch and state are cut; None for one device.
@@ -167,31 +173,39 @@ def make_train_step(
       AssertionError: when traced, if the batch has other types or shapes.
     """
 
-    def loss_fn(params: PyTree, images: jax.Array, targets: jax.Array, key: jax.Array) -> jax.Array:
+    def loss_fn(
+        params: PyTree, batch_stats: PyTree, images: jax.Array, targets: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
         params = _as_used(model, params, mesh)
-        logits: Any = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
-        return soft_target_cross_entropy(logits, targets)
+        logits, batch_stats = _apply_in_training(model, params, batch_stats, images, key)
+        return loss_function(logits, targets), batch_stats
+
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def loss_and_grads(
-        params: PyTree, images: jax.Array, targets: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, PyTree]:
+        params: PyTree, batch_stats: PyTree, images: jax.Array, targets: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, PyTree, PyTree]:
         if accumulation_steps == 1:
-            return jax.value_and_grad(loss_fn)(params, images, targets, key)
+            (loss, batch_stats), grads = gradient_fn(params, batch_stats, images, targets, key)
+            return loss, grads, batch_stats
 
-        def body(total: PyTree, micro: PyTree) -> tuple[PyTree, None]:
+        def body(carry: PyTree, micro: PyTree) -> tuple[PyTree, None]:
+            # Batch norms see one micro-batch after the other, as in any program that accumulates.
+            total, batch_stats = carry
             index, images, targets = micro
-            part = jax.value_and_grad(loss_fn)(
-                params, images, targets, jax.random.fold_in(key, index)
+            (loss, batch_stats), grads = gradient_fn(
+                params, batch_stats, images, targets, jax.random.fold_in(key, index)
             )
-            return jax.tree.map(jnp.add, total, part), None
+            return (jax.tree.map(jnp.add, total, (loss, grads)), batch_stats), None
 
         zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
         micro = (
             jnp.arange(accumulation_steps),
             *micro_batches((images, targets), accumulation_steps),
         )
-        total, _ = jax.lax.scan(body, zero, micro)
-        return jax.tree.map(lambda x: x / accumulation_steps, total)
+        (total, batch_stats), _ = jax.lax.scan(body, (zero, batch_stats), micro)
+        loss, grads = jax.tree.map(lambda x: x / accumulation_steps, total)
+        return loss, grads, batch_stats
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         size = batch["image"].shape[0]
@@ -213,27 +227,30 @@ def make_train_step(
         )
         # Else a TPU takes mixing apart by pixels, where each image's mirror is far away.
         images = _on_each_device(by_planes, mesh)(images)
-        loss, grads = loss_and_grads(state.params, images, targets, key_model)
+        loss, grads, batch_stats = loss_and_grads(
+            state.params, state.batch_stats, images, targets, key_model
+        )
 
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
+        ema_params, ema_batch_stats = state.ema_params, state.ema_batch_stats
         if ema_decay is not None:
             ema_params = update_ema(ema_params, params, ema_decay)
+            ema_batch_stats = update_ema(ema_batch_stats, batch_stats, ema_decay)
 
-        old = (state.params, state.opt_state, state.ema_params)
-        params, opt_state, ema_params = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema_params), old
-        )
-        state = TrainState(
+        new = TrainState(
             step=state.step + 1,
             params=params,
+            batch_stats=batch_stats,
             opt_state=opt_state,
             ema_params=ema_params,
-            skipped=state.skipped + jnp.where(finite, 0, 1),
+            ema_batch_stats=ema_batch_stats,
+            skipped=state.skipped,
         )
+        left_out = dataclasses.replace(state, step=new.step, skipped=state.skipped + 1)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, left_out)
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
@@ -262,15 +279,15 @@ def make_eval_step(
         that are whole on each.
 
     Returns:
-      A function (params, batch) → sums over the rows that count: "top1" and "top5" right answers,
-      "loss" (plain cross entropy), "count", all float32 scalars. The batch holds "image", uint8
-      (B, H, W, C), "label", int32 (B,), and "mask", float32 (B,), 0 for rows of padding.
+      A function (variables, batch) → sums over the rows that count: "top1" and "top5" right
+      answers, "loss" (plain cross entropy), "count", all float32 scalars. The batch holds "image",
+      uint8 (B, H, W, C), "label", int32 (B,), and "mask", float32 (B,), 0 for rows of padding.
     """
 
-    def eval_step(params: PyTree, batch: Batch) -> Metrics:
+    def eval_step(variables: PyTree, batch: Batch) -> Metrics:
         images = normalize(batch["image"], mean, std)
-        params = _as_used(model, params, mesh)
-        outputs: Any = model.apply({"params": params}, images, train=False)
+        variables = {**variables, "params": _as_used(model, variables["params"], mesh)}
+        outputs: Any = model.apply(variables, images, train=False)
         logits = outputs.astype(jnp.float32)
         label = batch["label"]
         mask = batch["mask"]
@@ -316,7 +333,7 @@ def jit_eval_step(
     eval_step: Callable[[PyTree, Batch], Metrics], state: TrainState, mesh: Mesh
 ) -> Callable[[PyTree, Batch], Metrics]:
     """Compiles the evaluation step for a mesh; arguments as for `jit_train_step`."""
-    sharding = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, state.variables)
     return jax.jit(
         eval_step, in_shardings=(sharding, batch_sharding(mesh)), out_shardings=replicated(mesh)
     )

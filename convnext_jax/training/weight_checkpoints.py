@@ -1,7 +1,8 @@
 """Writing weights alone as a checkpoint, array by array, in little more memory than the largest.
 
 What it writes is a checkpoint like those of training (see `checkpoints.py`), of step 0, with the
-parameters under "params"; `Checkpointer` reads it.
+parameters under "params" and the batch statistics, if any, under "batch_stats"; `Checkpointer`
+reads it.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ STEP = 0
 
 def save_weights(
     directory: str | os.PathLike[str],
-    params: PyTree,
+    variables: Mapping[str, PyTree],
     metadata: Mapping[str, Any],
     *,
     overwrite: bool = False,
     written: Callable[[], None] = lambda: None,
 ) -> None:
-    """Writes a tree of NumPy arrays; returns once all of it is on disk.
+    """Writes variables as NumPy arrays; returns once all of them are on disk.
 
     Args:
       directory: where the checkpoint goes; made anew.
-      params: nested dicts of NumPy arrays, which may be views of a mapped file: each is read only
-        when its turn comes.
+      variables: {"params": …} and, of a model with batch norms, "batch_stats": nested dicts of
+        NumPy arrays, which may be views of a mapped file: each is read only when its turn comes.
       metadata: what is to lie beside the arrays, JSON-able.
       overwrite: replace what lies there.
       written: called after each array, so that a mapped file may let go of its pages.
@@ -74,7 +75,7 @@ def save_weights(
                 STEP,
                 args=ocp.args.Composite(
                     **{
-                        STATE: ocp.args.PyTreeSave({"params": params}),
+                        STATE: ocp.args.PyTreeSave(dict(variables)),
                         METADATA: ocp.args.JsonSave(beside),
                     }
                 ),

@@ -28,6 +28,7 @@ def check_config(
     *,
     allow: bool,
     ignore: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
     how_to_allow: str = "allow the change",
 ) -> list[str]:
     """Holds a run to the config that it was started with, which lies in `WORKDIR/config.json`.
@@ -42,6 +43,7 @@ def check_config(
       allow: whether another config is accepted.
       ignore: dotted paths that do not matter for resuming (`"log_every"`, `"data.num_workers"`); a
         path also covers what lies below it. They are never reported, and alone write nothing.
+      defaults: what a field stands at that the file lacks, since it is older than the field.
       how_to_allow: the remedy that the error names, as the program spells it.
 
     Returns:
@@ -50,16 +52,12 @@ def check_config(
     Raises:
       UserError: naming every field that differs, unless allowed; or if the file is not JSON.
     """
+    differences = config_differences(workdir, config, ignore=ignore, defaults=defaults)
     path = absolute_path(workdir) / "config.json"
     new = json.loads(json.dumps(config))
-    if not path.exists():
+    if differences is None:
         _write_config(path, new)
         return []
-    try:
-        old = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); mend it or remove it") from error
-    differences = _differences(old, new, ignore)
     if not differences:
         return []
     listed = "".join(f"\n  {line}" for line in differences)
@@ -78,6 +76,38 @@ def check_config(
     return differences
 
 
+def config_differences(
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    *,
+    ignore: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> list[str] | None:
+    """Compares a config with the one in `WORKDIR/config.json`; writes nothing.
+
+    Args:
+      workdir: see `check_config`.
+      config: see `check_config`.
+      ignore: see `check_config`.
+      defaults: see `check_config`.
+
+    Returns:
+      The differences, one `field: old -> new` each; None if there is no file.
+
+    Raises:
+      UserError: if the file is not JSON.
+    """
+    path = absolute_path(workdir) / "config.json"
+    if not path.exists():
+        return None
+    try:
+        old = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); mend it or remove it") from error
+    new, known = (json.loads(json.dumps(tree or {})) for tree in (config, defaults))
+    return _differences(old, new, ignore, known)
+
+
 def _write_config(path: epath.Path, config: Mapping[str, Any]) -> None:
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +116,7 @@ def _write_config(path: epath.Path, config: Mapping[str, Any]) -> None:
         draft.replace(path)
 
 
-def _differences(old: Any, new: Any, ignore: Sequence[str]) -> list[str]:
+def _differences(old: Any, new: Any, ignore: Sequence[str], defaults: Any) -> list[str]:
     absent = object()
 
     def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -99,6 +129,7 @@ def _differences(old: Any, new: Any, ignore: Sequence[str]) -> list[str]:
         return "(absent)" if value is absent else json.dumps(value)
 
     before, after = flat(old), flat(new)
+    before = {n: v for n, v in flat(defaults).items() if n in after and n not in before} | before
     names = dict.fromkeys([*after, *before])
     return [
         f"{name}: {text(before.get(name, absent))} -> {text(after.get(name, absent))}"

@@ -173,9 +173,9 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("name", "kind"),
         [
-            ("layer1.0.conv1.weight", "a ResNet"),
-            ("module.layer4.2.conv3.weight", "a ResNet"),
-            ("layers.0.blocks.1.attn.relative_position_bias_table", "a Swin transformer"),
+            ("layer1.0.conv1.weight", "a ResNet of another kind"),
+            ("module.layer4.2.conv3.weight", "a ResNet of another kind"),
+            ("layers.0.blocks.1.attn.logit_scale", "a Swin transformer V2"),
             ("blocks.0.attn.qkv.weight", "a transformer"),
             ("vit.encoder.layer.0.attention.attention.query.weight", "a transformer"),
             ("blocks.1.0.conv_pw.weight", "an EfficientNet or MobileNet"),

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from convnext_jax.convert.layouts import LAYOUTS, WAYS_BACK
+from convnext_jax.convert.families import FAMILIES, LAYOUTS
 from convnext_jax.convert.layouts import table as tables
 
 NAMED = {layout.name: layout for layout in LAYOUTS}
@@ -20,6 +20,7 @@ TRANSFORMS = {
     "COLUMN_3D": ((5,), (5, 1, 1)),
     "SPARSE_KERNEL": ((2, 2, 4, 5), (4, 4, 5)),
     "SPARSE_DEPTHWISE_KERNEL": ((7, 7, 1, 5), (49, 5)),
+    "TABLE": ((5, 4), (5, 4)),
 }
 
 
@@ -84,6 +85,7 @@ def test_a_shape_of_another_kind_is_none():
 
 
 def test_every_way_back_is_a_layout_that_is_read():
-    for layouts in WAYS_BACK.values():
-        assert layouts
-        assert set(layouts) <= set(LAYOUTS)
+    for family in FAMILIES:
+        for layouts in family.ways_back.values():
+            assert layouts
+            assert set(layouts) <= set(family.layouts)

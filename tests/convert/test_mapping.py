@@ -14,8 +14,8 @@ from convnext_jax.convert.mapping import (
     format_mapping,
     from_params,
     mapping_table,
-    parameter_shapes,
-    to_params,
+    to_variables,
+    variable_shapes,
 )
 from convnext_jax.errors import UserError
 from convnext_jax.models import ConvNeXt, create_model
@@ -43,6 +43,10 @@ WAYS_BACK = {
 SMALL = ConvNeXt(num_classes=3, depths=(1, 1, 1, 1), dims=(4, 5, 6, 8))
 
 
+def params_of(tensors, detected):
+    return to_variables(tensors, detected)["params"]
+
+
 def initial_params(model):
     side = model.strides[-1]
     images = jnp.zeros((1, side, side, 3))
@@ -54,8 +58,8 @@ def initial_params(model):
 def test_the_tree_is_that_of_the_model(label):
     tensors = RECORDED[label].tensors
     detected = detect(tensors)
-    flat = traverse_util.flatten_dict(to_params(tensors, detected), sep="/")
-    expected = parameter_shapes(ConvNeXt(**detected.arguments))
+    flat = traverse_util.flatten_dict(params_of(tensors, detected), sep="/")
+    expected = variable_shapes(ConvNeXt(**detected.arguments))
     if "FCMAE" in label or "backbone" in label:
         expected = {k: v for k, v in expected.items() if not k.startswith("norm/")}
     assert {k: v.shape for k, v in flat.items()} == expected
@@ -68,7 +72,7 @@ def test_there_and_back_is_the_identity_to_the_bit(label, dtype):
     tensors = {k: v.astype(dtype) for k, v in RECORDED[label].tensors.items()}
     detected = detect(tensors)
     model = ConvNeXt(**detected.arguments)
-    back = from_params(to_params(tensors, detected), model, WAYS_BACK[label])
+    back = from_params(params_of(tensors, detected), model, WAYS_BACK[label])
     assert back.keys() == tensors.keys()
     for name, value in tensors.items():
         assert back[name].dtype == dtype
@@ -82,15 +86,15 @@ def test_from_one_layout_to_another_and_on(layout):
     tensors = RECORDED["official"].tensors
     detected = detect(tensors)
     model = ConvNeXt(**detected.arguments)
-    params = to_params(tensors, detected)
+    params = params_of(tensors, detected)
     other = from_params(params, model, layout)
-    again = to_params(other, detect(other))
+    again = params_of(other, detect(other))
     jax.tree.map(np.testing.assert_array_equal, params, again)
 
 
 def test_nothing_is_copied():
     tensors = RECORDED["timm conv_mlp"].tensors
-    params = to_params(tensors, detect(tensors))
+    params = params_of(tensors, detect(tensors))
     fc1 = tensors["stages.1.blocks.1.mlp.fc1.weight"]
     assert np.shares_memory(params["stages_1"]["blocks_1"]["pwconv1"]["kernel"], fc1)
     stem = tensors["stem.0.weight"]
@@ -101,7 +105,7 @@ def test_read_only_tensors_are_taken():
     tensors = dict(RECORDED["FCMAE sparse"].tensors)
     for value in tensors.values():
         value.flags.writeable = False
-    assert to_params(tensors, detect(tensors))["stem"]["conv"]["kernel"].shape == (4, 4, 3, 4)
+    assert params_of(tensors, detect(tensors))["stem"]["conv"]["kernel"].shape == (4, 4, 3, 4)
 
 
 def test_rows_say_where_each_tensor_goes():
@@ -119,7 +123,7 @@ def test_rows_say_where_each_tensor_goes():
 class TestMismatches:
     def fail(self, tensors):
         with pytest.raises(UserError) as caught:
-            to_params(tensors, detect(tensors))
+            params_of(tensors, detect(tensors))
         sentence, *table = str(caught.value).splitlines()
         return sentence, [" ".join(line.split()) for line in table]
 
@@ -166,7 +170,7 @@ class TestMismatches:
         del tensors["norm.weight"], tensors["norm.bias"]
         assert len(self.fail(tensors)[1]) == 3
         del tensors["head.weight"], tensors["head.bias"]
-        assert "norm" not in to_params(tensors, detect(tensors))
+        assert "norm" not in params_of(tensors, detect(tensors))
 
 
 class TestWhatALayoutCanNotHold:
@@ -203,7 +207,9 @@ class TestWhatALayoutCanNotHold:
         assert "\n" not in message
 
     def test_unknown_layout(self):
-        with pytest.raises(UserError, match="there is no layout 'keras' to write; use official"):
+        with pytest.raises(
+            UserError, match="there is no layout 'keras' to write a ConvNeXt in; use official"
+        ):
             from_params({}, SMALL, "keras")
 
     def test_parameters_of_another_model(self):
@@ -229,4 +235,4 @@ def test_timm_products_are_convolutions_where_timms_are(name, ndim):
     model = create_model(name, num_classes=2, depths=(1, 1, 1, 1))
     tensors = from_params(initial_params(model), model, "timm")
     assert tensors["stages.0.blocks.0.mlp.fc1.weight"].ndim == ndim
-    assert detect(tensors).layout.family == "timm"
+    assert detect(tensors).layout.origin == "timm"

@@ -32,7 +32,7 @@ DETECTED = {
 
 def found(layout, source="weights.pth", detected=None, **metadata):
     detected = detected or DETECTED[layout]
-    return preprocessing_for(detected.layout, source, metadata, detected)
+    return preprocessing_for(source, metadata, detected)
 
 
 def resizing(preprocessing):

@@ -176,7 +176,15 @@ def test_training_starts_from_a_foreign_file_under_its_sharding(official):
     def fresh():
         params = model.init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))["params"]
         step = jnp.zeros((), jnp.int32)
-        return TrainState(step=step, params=params, opt_state=(), ema_params=None, skipped=step)
+        return TrainState(
+            step=step,
+            params=params,
+            batch_stats=None,
+            opt_state=(),
+            ema_params=None,
+            ema_batch_stats=None,
+            skipped=step,
+        )
 
     shardings = state_sharding(jax.eval_shape(fresh), mesh)
     state = jax.jit(fresh, out_shardings=shardings)()

@@ -12,7 +12,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from convnext_jax.convert.detection import detect
-from convnext_jax.convert.mapping import to_params
+from convnext_jax.convert.mapping import to_variables
 from convnext_jax.models import ConvNeXt, blocks
 from convnext_jax.models.layers import GlobalResponseNorm
 
@@ -23,7 +23,7 @@ TOLERANCE = 1e-5
 def converted(label):
     tensors = golden_layouts.recorded()[label].tensors
     detected = detect(tensors)
-    return detected, to_params(tensors, detected)
+    return detected, to_variables(tensors, detected)["params"]
 
 
 def largest_error(label, params, compiled=True, **overrides):

@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from convnext_jax.convert.detection import detect
-from convnext_jax.convert.mapping import to_params
+from convnext_jax.convert.mapping import to_variables
 from convnext_jax.models import ConvNeXt
 from convnext_jax.models.blocks import Stage
 
@@ -186,7 +186,7 @@ def test_agrees_with_pytorch(variant, layout):
         # Known by its depths and widths, and here it is shallower.
         arguments = {**arguments, "norm_eps": 1e-5}
     model = ConvNeXt(**arguments)
-    params = to_params(tensors, detected)
+    params = to_variables(tensors, detected)["params"]
 
     odd = pixels(225, 193)
     odd_logits, odd_maps = output_errors(
@@ -201,7 +201,7 @@ def test_agrees_with_pytorch(variant, layout):
     expected, tensors = theirs.gradients(square, weight)
     actual, ours = outputs_and_gradients(model, params, square, theirs.last, weight)
     logits, maps = output_errors(actual, expected)
-    expected = traverse_util.flatten_dict(to_params(tensors, detected), sep="/")
+    expected = traverse_util.flatten_dict(to_variables(tensors, detected)["params"], sep="/")
     ours = traverse_util.flatten_dict(ours, sep="/")
     assert ours.keys() == expected.keys()
     by_parameter = {
@@ -225,7 +225,7 @@ def test_a_wrong_epsilon_would_show_at_this_width():
     theirs = case(reference.transformers_model, V2, "atto", depths=SHALLOW)(seed=0)
     tensors, odd = theirs.tensors(), pixels(225, 193)
     detected = detect(tensors)
-    params = to_params(tensors, detected)
+    params = to_variables(tensors, detected)["params"]
     model = ConvNeXt(**{**detected.arguments, "norm_eps": 1e-5})
     errors = output_errors(outputs(model, params, odd, "logits"), theirs.outputs(odd))
     assert min(errors) > 100 * OUTPUT_TOLERANCE

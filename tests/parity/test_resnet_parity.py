@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from convnext_jax.convert.layouts.table import AS_IS, CONV, CONV1X1, LINEAR, Kind, Layout
+from convnext_jax.convert.layouts import collection_of
+from convnext_jax.convert.layouts.resnet import TORCHVISION
 from convnext_jax.models import ModernizedResNet, create_model
 
 pytestmark = pytest.mark.parity
@@ -21,33 +22,6 @@ define_missing_operators()
 resnet = pytest.importorskip("torchvision.models.resnet")
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
-
-BATCH_NORM: Kind = (
-    ("weight", "scale", AS_IS),
-    ("bias", "bias", AS_IS),
-    ("running_mean", "mean", AS_IS),
-    ("running_var", "var", AS_IS),
-)
-# fmt: off
-TORCHVISION_RESNET = Layout(
-    name="torchvision ResNet",
-    family="torchvision",
-    modules=(
-        ("conv1",                        "stem/conv",                            CONV),
-        ("bn1",                          "stem/norm",                            BATCH_NORM),
-        ("layer{i+1}.{j}.conv1",         "stages_{i}/blocks_{j}/pwconv1",        CONV1X1),
-        ("layer{i+1}.{j}.bn1",           "stages_{i}/blocks_{j}/norm1",          BATCH_NORM),
-        ("layer{i+1}.{j}.conv2",         "stages_{i}/blocks_{j}/conv",           CONV),
-        ("layer{i+1}.{j}.bn2",           "stages_{i}/blocks_{j}/norm2",          BATCH_NORM),
-        ("layer{i+1}.{j}.conv3",         "stages_{i}/blocks_{j}/pwconv2",        CONV1X1),
-        ("layer{i+1}.{j}.bn3",           "stages_{i}/blocks_{j}/norm3",          BATCH_NORM),
-        ("layer{i+1}.{j}.downsample.0",  "stages_{i}/blocks_{j}/shortcut/conv",  CONV),
-        ("layer{i+1}.{j}.downsample.1",  "stages_{i}/blocks_{j}/shortcut/norm",  BATCH_NORM),
-        ("fc",                           "head",                                 LINEAR),
-    ),
-    ignored=("*.num_batches_tracked",),
-)
-# fmt: on
 
 
 def reference(depths, seed):
@@ -69,12 +43,11 @@ def variables_of(tensors):
     """A state dict, or gradients by its names, as Flax's collections."""
     flat = {}
     for name, tensor in tensors.items():
-        if TORCHVISION_RESNET.is_ignored(name):
+        if TORCHVISION.is_derived(name):
             continue
-        path, transform = TORCHVISION_RESNET.find(name)
-        collection = "batch_stats" if path.endswith(("/mean", "/var")) else "params"
+        path, transform = TORCHVISION.find(name)
         value = jnp.asarray(transform.forward(tensor.detach().numpy().copy()))
-        flat[(collection, *path.split("/"))] = value
+        flat[(collection_of(path), *path.split("/"))] = value
     return traverse_util.unflatten_dict(flat)
 
 

@@ -3,15 +3,13 @@
 With `-s` each case prints a line: its greatest relative errors.
 """
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
-from convnext_jax.convert.layouts.table import CONV, LINEAR, NORM, Kind, Layout, Transform
+from convnext_jax.convert.detection import detect
+from convnext_jax.convert.mapping import to_variables
 from convnext_jax.models import SwinTransformer, create_model
 
 pytestmark = pytest.mark.parity
@@ -25,69 +23,12 @@ from transformers import SwinConfig, SwinForImageClassification  # noqa: E402
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 
-TABLE: Kind = (("", "", Transform("(N, heads) → (N, heads)", 2, lambda a: a, lambda a: a)),)
-MERGE: Kind = (LINEAR[0],)
-# fmt: off
-OFFICIAL_SWIN = Layout(
-    name="official Swin",
-    family="official",
-    modules=(
-        ("patch_embed.proj",                   "stem/conv",                          CONV),
-        ("patch_embed.norm",                   "stem/norm",                          NORM),
-        ("layers.{i}.blocks.{j}.norm1",        "stages_{i}/blocks_{j}/norm1",        NORM),
-        ("layers.{i}.blocks.{j}.attn.qkv",     "stages_{i}/blocks_{j}/attn/qkv",     LINEAR),
-        ("layers.{i}.blocks.{j}.attn.proj",    "stages_{i}/blocks_{j}/attn/proj",    LINEAR),
-        ("layers.{i}.blocks.{j}.attn.relative_position_bias_table",
-         "stages_{i}/blocks_{j}/attn/relative_position_bias_table",                  TABLE),
-        ("layers.{i}.blocks.{j}.norm2",        "stages_{i}/blocks_{j}/norm2",        NORM),
-        ("layers.{i}.blocks.{j}.mlp.fc1",      "stages_{i}/blocks_{j}/mlp/fc1",      LINEAR),
-        ("layers.{i}.blocks.{j}.mlp.fc2",      "stages_{i}/blocks_{j}/mlp/fc2",      LINEAR),
-        ("layers.{i}.downsample.norm",         "stages_{i+1}/downsample/norm",       NORM),
-        ("layers.{i}.downsample.reduction",    "stages_{i+1}/downsample/reduction",  MERGE),
-        ("norm",                               "norm",                               NORM),
-        ("head",                               "head",                               LINEAR),
-    ),
-    ignored=("*.relative_position_index", "*.attn_mask"),
-)
-# transformers' names → the official ones, in this order; its queries, keys and values are apart.
-RENAMED = (
-    (r"^swin\.embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
-    (r"^swin\.embeddings\.norm",                         "patch_embed.norm"),
-    (r"^swin\.encoder\.",                                ""),
-    (r"^swin\.layernorm",                                "norm"),
-    (r"^classifier",                                     "head"),
-    (r"layernorm_before",                                "norm1"),
-    (r"layernorm_after",                                 "norm2"),
-    (r"attention\.o_proj",                               "attn.proj"),
-    (r"attention\.relative_position_bias\.",             "attn."),
-    (r"attention\.q_proj",                               "attn.qkv"),
-)
-# fmt: on
-
-
-def official(tensors):
-    """transformers' tensors under the official names."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        if "k_proj" in name or "v_proj" in name:
-            continue
-        if "q_proj" in name:
-            parts = [tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-            tensor = torch.cat(parts)
-        for pattern, replacement in RENAMED:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    return renamed
-
 
 def params_of(tensors):
-    flat = {}
-    for name, tensor in official(tensors).items():
-        path, transform = OFFICIAL_SWIN.find(name)
-        flat[tuple(path.split("/"))] = jnp.asarray(
-            transform.forward(tensor.detach().numpy().copy())
-        )
-    return traverse_util.unflatten_dict(flat)
+    """transformers' parameters, or gradients by their names, as our tree."""
+    arrays = {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
+    params = to_variables(arrays, detect(arrays))["params"]
+    return jax.tree.map(jnp.asarray, params)
 
 
 def reference(model, size):

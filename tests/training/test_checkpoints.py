@@ -1,5 +1,6 @@
 """Checkpoints: exact, kept as asked, restored on other meshes, safe against kills and damage."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -116,6 +117,27 @@ def test_a_state_comes_back_bit_for_bit_with_its_metadata(tmp_path):
         lambda x: x.sharding, state
     )
     assert jax.random.uniform(restored.state.key) == jax.random.uniform(state.key)
+
+
+def test_a_checkpoint_may_be_older_than_a_field_that_is_none(tmp_path):
+    """As those of networks without batch norms are, from before the state had statistics."""
+
+    @struct.dataclass
+    class Newer(State):
+        batch_stats: dict | None
+
+    state = make_state()
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state, metadata={})
+    fields = {field: getattr(state, field) for field in State.__dataclass_fields__}
+    newer = Newer(**fields, batch_stats=None)
+    with Checkpointer(tmp_path) as checkpointer:
+        restored = checkpointer.restore(abstract(newer)).state
+        assert isinstance(restored, Newer)
+        assert bits(restored) == bits(newer)
+        filled = dataclasses.replace(newer, batch_stats={"mean": state.params["odd"]})
+        with pytest.raises(UserError, match="batch_stats/mean: absent in the checkpoint"):
+            checkpointer.restore(abstract(filled))
 
 
 @pytest.mark.parametrize("devices", [2, 1])

@@ -29,8 +29,9 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def wanted(source):
     """The metrics by NumPy, image by image."""
-    params = Linear().init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))["params"]
-    kernel, bias = (np.asarray(params["Dense_0"][k], np.float64) for k in ("kernel", "bias"))
+    variables = Linear().init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
+    dense = variables["params"]["Dense_0"]
+    kernel, bias = (np.asarray(dense[k], np.float64) for k in ("kernel", "bias"))
     transform = ResizeEvalTransform(8, interpolation="bicubic")
     hits, near, losses = 0, 0, 0.0
     for i in range(len(source)):
@@ -41,7 +42,7 @@ def wanted(source):
         near += int(source[i].label in order[:5])
         losses += np.log(np.exp(logits).sum()) - logits[source[i].label]
     count = len(source)
-    return params, {
+    return variables, {
         "accuracy": hits / count,
         "top5": near / count,
         "loss": losses / count,
@@ -51,7 +52,7 @@ def wanted(source):
 
 @pytest.mark.parametrize("batch_size", [360, 104, 16])
 def test_any_batch_size_gives_the_whole_split(source, wanted, batch_size):
-    params, metrics = wanted
+    variables, metrics = wanted
     assert len(source) % batch_size, "a full last batch would show nothing"
     on = batch_sharding(create_mesh())
     step = jax.jit(make_eval_step(Linear(), mean=(0.5,) * 3, std=(0.25,) * 3))
@@ -65,7 +66,7 @@ def test_any_batch_size_gives_the_whole_split(source, wanted, batch_size):
             yield batch
 
     found = evaluate(
-        step, params, counted(prefetch_to_device(host, on, ("image", "label", "mask")))
+        step, variables, counted(prefetch_to_device(host, on, ("image", "label", "mask")))
     )
     host.close()
     assert seen == [batch_size] * eval_steps(len(source), batch_size)
@@ -86,17 +87,17 @@ def batch(mask):
 
 
 def test_a_split_that_holds_nothing(wanted):
-    params, _ = wanted
+    variables, _ = wanted
     step = make_eval_step(Linear())
     for batches in ([], [batch([0, 0])], [batch([0, 0]), batch([0, 0])]):
         with pytest.raises(UserError, match="no image that can be read"):
-            evaluate(step, params, batches)
-    assert evaluate(step, params, [batch([0, 0]), batch([0, 1])])["examples"] == 1
+            evaluate(step, variables, batches)
+    assert evaluate(step, variables, [batch([0, 0]), batch([0, 1])])["examples"] == 1
 
 
 def test_a_model_that_is_not_finite_scores_no_hit(wanted):
-    params = jax.tree.map(lambda x: x * jnp.nan, wanted[0])
-    found = evaluate(make_eval_step(Linear()), params, [batch([1, 1, 0])])
+    variables = jax.tree.map(lambda x: x * jnp.nan, wanted[0])
+    found = evaluate(make_eval_step(Linear()), variables, [batch([1, 1, 0])])
     assert found["accuracy"] == found["top5"] == 0
     assert np.isnan(found["loss"])
     assert found["examples"] == 2

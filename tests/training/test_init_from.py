@@ -27,7 +27,7 @@ def _messages(caplog):
 
 def fresh(num_classes=10, *, ema=True, size=8, **fields):
     config = tiny(**fields, seed=7)
-    model = experiment.build_model(config, num_classes)
+    model = experiment.build_model(config, num_classes, 8)
     optimizer, _ = experiment.build_optimizer(config, model, experiment.durations(config, EXAMPLES))
     return create_state(model, optimizer, (size, size, 3), create_mesh(), seed=7, ema=ema)
 

@@ -3,10 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from convnext_jax.errors import UserError
 from convnext_jax.models.registry import create_model
 from convnext_jax.training import optim
+from convnext_jax.training.sharding import create_mesh
 
 
 def abstract_params(name, **overrides):
@@ -27,6 +29,26 @@ def test_only_kernels_decay(name):
     assert mask["head/kernel"]
     assert all(decays == name.endswith("/kernel") for name, decays in mask.items())
     assert {n.rsplit("/")[-1] for n, d in mask.items() if not d} >= {"bias", "scale"}
+
+
+def test_of_swin_only_kernels_decay():
+    _, params = abstract_params("swin_tiny", depths=(1, 1), num_heads=(3, 6))
+    mask = by_name(optim.decay_mask(params))
+    tables = [name for name in mask if name.endswith("relative_position_bias_table")]
+    assert tables
+    assert all(by_name(params)[name].ndim == 2 for name in tables)
+    assert all(decays == name.endswith("/kernel") for name, decays in mask.items())
+
+
+def test_of_a_resnet_batch_norms_do_not_decay_unless_all_do():
+    _, params = abstract_params("resnet50", depths=(1, 1))
+    mask = by_name(optim.decay_mask(params))
+    assert all(decays == name.endswith("/kernel") for name, decays in mask.items())
+    assert {name.rsplit("/")[-1] for name, decays in mask.items() if not decays} == {
+        "scale",
+        "bias",
+    }
+    assert all(by_name(optim.all_mask(params)).values())
 
 
 # Section C of the recipe: the thirteen groups, by the parameter's own name.
@@ -107,6 +129,86 @@ def test_clipping_bounds_the_global_norm():
     # With eps = 1 the step is g / (|g| + 1): 50/51 free, and .5/1.5 once the norm is 1.
     np.testing.assert_allclose(free["head"]["kernel"], -50 / 51, rtol=1e-5)
     np.testing.assert_allclose(clipped["head"]["kernel"], -0.5 / 1.5, rtol=1e-5)
+
+
+SMALL = {"conv": {"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.array([2.0, 0.0])}}
+GRADIENTS = {"conv": {"kernel": jnp.array([[0.5, -0.25]]), "bias": jnp.array([0.5, 0.5])}}
+
+
+def step(tx, params=SMALL, gradients=GRADIENTS):
+    return tx.update(gradients, tx.init(params), params)[0]["conv"]
+
+
+def test_one_step_of_lamb_by_hand():
+    update = step(optim.lamb(constant(0.1), weight_decay=0.5, clip_norm=None, eps=1e-8))
+    # Adam's first step is the sign; with the decay it is (2.5, 1). The kernel's norm is 5.
+    ratio = 5 / np.sqrt(7.25)
+    np.testing.assert_allclose(update["kernel"], [[-0.1 * ratio * 2.5, -0.1 * ratio]], rtol=1e-5)
+    # The bias does not decay, so its step is Adam's own.
+    np.testing.assert_allclose(update["bias"], [-0.1, -0.1], rtol=1e-5)
+    always = step(optim.lamb(constant(0.1), weight_decay=0.5, eps=1e-8, always_adapt=True))
+    np.testing.assert_allclose(always["bias"], np.full(2, -0.1 * 2 / np.sqrt(2)), rtol=1e-5)
+
+
+def test_lamb_adapts_nothing_where_nothing_decays():
+    lamb = step(optim.lamb(constant(0.1), weight_decay=0.0, eps=1e-8))
+    adam = step(optim.adamw(constant(0.1), depths=(1,), weight_decay=0.0, clip_norm=1.0))
+    jax.tree.map(np.testing.assert_array_equal, lamb, adam)
+
+
+def test_a_tensor_of_zeros_takes_lambs_step_unscaled():
+    params = {"conv": {"kernel": jnp.zeros((1, 2)), "bias": jnp.zeros(2)}}
+    update = step(optim.lamb(constant(0.1), weight_decay=0.5, eps=1e-8), params)
+    np.testing.assert_allclose(update["kernel"], [[-0.1, 0.1]], rtol=1e-5)
+
+
+def test_lamb_on_a_mesh_takes_the_norms_of_whole_tensors():
+    mesh = create_mesh(data=2, fsdp=4)
+    key = jax.random.key(0)
+    params = {"head": {"kernel": jax.random.normal(key, (64, 16)), "bias": jnp.ones(16)}}
+    gradients = jax.tree.map(lambda p: jnp.sin(3 * p), params)
+    tx = optim.lamb(constant(0.1), weight_decay=0.5)
+    state = tx.init(params)
+    expected = tx.update(gradients, state, params)[0]
+    cut = {"head": {"kernel": PartitionSpec("fsdp"), "bias": PartitionSpec()}}
+    cut = jax.tree.map(lambda spec: NamedSharding(mesh, spec), cut)
+    found = jax.jit(tx.update)(jax.device_put(gradients, cut), state, jax.device_put(params, cut))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), found[0], expected)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_two_steps_of_sgd_by_hand(nesterov):
+    tx = optim.sgd(constant(0.1), weight_decay=0.1, momentum=0.9, nesterov=nesterov)
+    state, params, trace = tx.init(SMALL), SMALL, 0.0
+    for _ in range(2):
+        update, state = tx.update(GRADIENTS, state, params)
+        # The decay is part of the gradient, that of biases too.
+        gradient = np.array([0.5, 0.5]) + 0.1 * np.array(params["conv"]["bias"])
+        trace = 0.9 * trace + gradient
+        moved = gradient + 0.9 * trace if nesterov else trace
+        np.testing.assert_allclose(update["conv"]["bias"], -0.1 * moved, rtol=1e-6)
+        params = optax.apply_updates(params, update)
+    kernels_alone = optim.sgd(constant(0.1), weight_decay=0.1, decayed=optim.decay_mask)
+    np.testing.assert_allclose(step(kernels_alone)["bias"], [-0.05, -0.05], rtol=1e-6)
+
+
+def test_adamw_keeps_the_state_that_checkpoints_hold():
+    # Names of what lies in checkpoints that were written before there were other optimizers.
+    state = optim.adamw(constant(0.1), depths=(1,), weight_decay=0.05).init({"kernel": jnp.ones(2)})
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
+    assert paths == ["[0].count", "[0].mu['kernel']", "[0].nu['kernel']", "[2].count"]
+
+
+@pytest.mark.parametrize("make", [optim.lamb, optim.sgd])
+def test_all_optimizers_clip(make):
+    large = jax.tree.map(lambda g: 1e3 * g, GRADIENTS)
+    clipped = step(make(constant(0.1), weight_decay=0.0, clip_norm=1.0), gradients=large)
+    norm = float(optax.tree.norm(GRADIENTS))
+    unit = jax.tree.map(lambda g: g / norm, GRADIENTS)
+    alike = step(make(constant(0.1), weight_decay=0.0, clip_norm=None), gradients=unit)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), clipped, alike)
+    with pytest.raises(UserError, match=r"config\.optim\.clip_norm is -1"):
+        make(constant(0.1), weight_decay=0.0, clip_norm=-1.0)
 
 
 @pytest.mark.parametrize("field", ["layer_decay", "clip_norm"])

@@ -226,7 +226,7 @@ def test_evaluation_counts_ranks_masks_and_ties():
         "label": jnp.array([0, 4, 5, 0, 0, 0], jnp.int32),
         "mask": jnp.array([1, 1, 1, 1, 1, 0], jnp.float32),
     }
-    sums = step.make_eval_step(Constant(logits))({}, data)
+    sums = step.make_eval_step(Constant(logits))({"params": {}}, data)
     assert (float(sums["top1"]), float(sums["top5"]), float(sums["count"])) == (1, 2, 5)
 
 
@@ -237,6 +237,6 @@ def test_padding_does_not_touch_the_loss():
         "label": jnp.arange(4, dtype=jnp.int32),
         "mask": jnp.array([1, 1, 0, 0], jnp.float32),
     }
-    sums = step.make_eval_step(Constant(logits))({}, data)
+    sums = step.make_eval_step(Constant(logits))({"params": {}}, data)
     expected = -jax.nn.log_softmax(logits)[np.arange(2), np.arange(2)].sum()
     np.testing.assert_allclose(sums["loss"], expected, rtol=1e-5)

@@ -82,6 +82,16 @@ def test_fields_that_do_not_matter_for_resuming(tmp_path):
         check(tmp_path, changed(log_every_epochs=1))
 
 
+def test_a_field_that_the_file_is_older_than_stood_at_its_default(tmp_path):
+    check(tmp_path, CONFIG)
+    newer = changed(model__norm="batch")
+    with pytest.raises(UserError, match=r'model\.norm: \(absent\) -> "batch"'):
+        check(tmp_path, newer)
+    assert check(tmp_path, newer, defaults={"model": {"norm": "batch"}}) == []
+    with pytest.raises(UserError, match=r'model\.norm: "batch" -> "layer"'):
+        check(tmp_path, changed(model__norm="layer"), defaults={"model": {"norm": "batch"}})
+
+
 def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model": ')
     with pytest.raises(UserError, match=r"config\.json is not valid JSON"):

@@ -35,7 +35,7 @@ _BESIDES = ("decoder.*", "proj.*", "pred.*", "mask_token", "norms.*", "projector
 # fmt: off
 OFFICIAL = Layout(
     name="official",
-    family="official",
+    origin="official",
     modules=(
         ("downsample_layers.0.0",    "stem/conv",                      CONV),
         ("downsample_layers.0.1",    "stem/norm",                      NORM),
@@ -58,7 +58,7 @@ OFFICIAL = Layout(
 
 ISOTROPIC = Layout(
     name="official isotropic",
-    family="official",
+    origin="official",
     modules=(
         ("stem",                "stem/conv",                   CONV),
         ("blocks.{j}.dwconv",   "stages_0/blocks_{j}/dwconv",  CONV),
@@ -82,7 +82,7 @@ _SPARSE_GRN: Kind = (("gamma", "gamma", ROW_2D), ("beta", "beta", ROW_2D))
 
 FCMAE_SPARSE = Layout(
     name="FCMAE sparse",
-    family="official",
+    origin="official",
     modules=(
         ("downsample_layers.0.0",    "stem/conv",                      CONV),
         ("downsample_layers.0.1",    "stem/norm",                      NORM),
@@ -100,7 +100,7 @@ FCMAE_SPARSE = Layout(
 # Made dense for fine-tuning; GRN keeps its two dimensions.
 FCMAE_DENSE = Layout(
     name="FCMAE dense",
-    family="official",
+    origin="official",
     modules=tuple(
         (theirs, ours, _SPARSE_GRN if kind is _GRN else kind)
         for theirs, ours, kind in OFFICIAL.modules

@@ -22,27 +22,46 @@ class Transform:
     Attributes:
       name: for messages, "theirs → ours".
       ndim: of the foreign tensor.
-      forward: theirs → ours.
-      inverse: ours → theirs.
+      forward: theirs → ours, or to the part of ours that it is.
+      inverse: the way back, of that part.
+      part: (k, n) where it is the k-th, from 0, of n equal parts of ours along the last axis.
     """
 
     name: str
     ndim: int
     forward: ArrayFn
     inverse: ArrayFn
+    part: tuple[int, int] = (0, 1)
 
     def our_shape(self, theirs: Sequence[int]) -> tuple[int, ...] | None:
         """The shape that a foreign one becomes, or None if it can't be of this kind."""
         if len(theirs) != self.ndim:
             return None
         try:
-            return self.forward(_shaped(theirs)).shape
+            *leading, last = self.forward(_shaped(theirs)).shape
         except ValueError:
             return None
+        return (*leading, last * self.part[1])
 
     def their_shape(self, ours: Sequence[int]) -> tuple[int, ...]:
-        """The foreign shape of a tensor of ours."""
-        return self.inverse(_shaped(ours)).shape
+        """The foreign shape of a tensor of ours, or of this part of it."""
+        return self.to_theirs(_shaped(ours)).shape
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        """What a foreign file holds of a whole tensor of ours."""
+        index, count = self.part
+        width = ours.shape[-1] // count
+        return self.inverse(ours[..., index * width : (index + 1) * width])
+
+    def as_part(self, index: int, count: int) -> Transform:
+        """The same for files that hold a tensor of ours in parts along the last axis.
+
+        Args:
+          index: which of them, from 0.
+          count: how many they are.
+        """
+        name = f"{self.name}, part {index + 1} of {count}"
+        return dataclasses.replace(self, name=name, part=(index, count))
 
 
 def _shaped(shape: Sequence[int]) -> np.ndarray:
@@ -92,6 +111,7 @@ SPARSE_DEPTHWISE_KERNEL = Transform(
     lambda a: a.reshape(_side(a.shape[0]), -1, 1, a.shape[1]).transpose(1, 0, 2, 3),
     lambda a: a.transpose(1, 0, 2, 3).reshape(-1, a.shape[3]),
 )
+TABLE = Transform("(N, C) → (N, C)", 2, lambda a: a, lambda a: a)
 
 # A module's tensors: (name there, name here, transform). A bare parameter has "" there.
 Kind = tuple[tuple[str, str, Transform], ...]
@@ -100,33 +120,46 @@ CONV: Kind = (("weight", "kernel", CONV_KERNEL), ("bias", "bias", AS_IS))
 LINEAR: Kind = (("weight", "kernel", LINEAR_KERNEL), ("bias", "bias", AS_IS))
 CONV1X1: Kind = (("weight", "kernel", CONV1X1_KERNEL), ("bias", "bias", AS_IS))
 NORM: Kind = (("weight", "scale", AS_IS), ("bias", "bias", AS_IS))
+BATCH_NORM: Kind = (*NORM, ("running_mean", "mean", AS_IS), ("running_var", "var", AS_IS))
 VECTOR: Kind = (("", "", AS_IS),)
 COLUMN: Kind = (("", "", COLUMN_3D),)
 
 
+# Of a module, what lies in the collection "batch_stats"; all else is in "params".
+_STATISTICS = ("mean", "var")
+
+
+def collection_of(path: str) -> str:
+    """The collection of variables that one of our paths lies in: "params" or "batch_stats"."""
+    return "batch_stats" if path.rpartition("/")[2] in _STATISTICS else "params"
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """How one family of files names and shapes the tensors of a ConvNeXt.
+    """How the files of one program name and shape the tensors of a network.
 
     Attributes:
       name: for users.
-      family: whose preprocessing goes with it: "official", "timm", "clip", "torchvision",
+      origin: whose preprocessing goes with it: "official", "timm", "clip", "torchvision",
         "transformers" or "dinov3".
       modules: the table: (name there, path here, kind). `{i}` and `{j}` stand for the stage and the
         block, counted from 0; `{2i+1}` and the like for what they say. The first row that fits a
-        name counts.
-      ignored: names, with `*` for anything, that such files hold besides the ConvNeXt.
-      implies: arguments of ConvNeXt that this layout stands for.
-      fixes: attributes of ConvNeXt that the layout's own program has fixed, so that no model with
-        others can be written in it.
+        name counts. A stage's downsampling is there from the second stage on.
+      ignored: names, with `*` for anything, that such files hold besides the network.
+      derived: names of what such files hold of the network that follows from its arguments, or
+        counts its training.
+      implies: arguments of the network that this layout stands for.
+      fixes: attributes of the network that the layout's own program has fixed, so that no model
+        with others can be written in it.
       stages: how many stages its own program has fixed; None for any number.
       always: parameters of a block that the layout's own program never goes without.
     """
 
     name: str
-    family: str
+    origin: str
     modules: tuple[tuple[str, str, Kind], ...]
     ignored: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
     implies: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stages: int | None = None
@@ -137,23 +170,28 @@ class Layout:
         numbers = [int(digits) for digits in re.findall(r"\d+", name)]
         for pattern, path, transform in self._by_skeleton.get(_skeleton(name), ()):
             values = _solve(pattern, numbers)
-            if values is not None:
-                return _fill(path, values), transform
+            if values is not None and not (ours := _fill(path, values)).startswith(_FIRST):
+                return ours, transform
         return None
 
     def tensors(self, depths: Sequence[int]) -> Iterator[tuple[str, str, Transform]]:
         """All tensors of a model of these depths: (name there, path here, transform)."""
+        beyond = f"stages_{len(depths)}/"
         for theirs, ours, transform in self._leaves:
-            first = 1 if "/downsample/" in ours else 0
-            stages = range(first, len(depths)) if "{i}" in ours else (0,)
-            for i in stages:
+            for i in range(len(depths)) if "{i" in ours else (0,):
                 for j in range(depths[i]) if "{j}" in ours else (0,):
                     values = {"i": i, "j": j}
-                    yield _fill(theirs, values), _fill(ours, values), transform
+                    path = _fill(ours, values)
+                    if not path.startswith((_FIRST, beyond)):
+                        yield _fill(theirs, values), path, transform
 
     def is_ignored(self, name: str) -> bool:
-        """Whether such files hold this tensor besides the ConvNeXt."""
+        """Whether such files hold this tensor besides the network."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.ignored)
+
+    def is_derived(self, name: str) -> bool:
+        """Whether this tensor follows from the network's arguments, or counts its training."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.derived)
 
     @functools.cached_property
     def _leaves(self) -> list[tuple[str, str, Transform]]:
@@ -171,6 +209,8 @@ class Layout:
         return found
 
 
+# No network has a downsampling before its first stage.
+_FIRST = "stages_0/downsample/"
 _SLOT = re.compile(r"\{(\d*)([ij])(?:\+(\d+))?\}")
 
 

@@ -1,5 +1,7 @@
 """timm's files, and those of CLIP models whose image tower is timm's ConvNeXt."""
 
+from typing import Any
+
 from convnext_jax.convert.layouts.table import (
     AS_IS,
     CONV,
@@ -45,20 +47,21 @@ _FIXES = {"isotropic": False, "feature_norms": False}
 _NO_HIDDEN = {**_FIXES, "head_hidden": None}
 _HNF, _HNF_CONV = _table("norm_pre"), _table("norm_pre", CONV1X1)
 
-TIMM = Layout("timm", "timm", _table(), (), _NORM_LAST, _FIXES, stages=4)
-TIMM_CONV_MLP = Layout(
-    "timm conv_mlp", "timm", _table(fc=CONV1X1), (), _NORM_LAST, _FIXES, stages=4
-)
-TIMM_HNF = Layout("timm hnf", "timm", _HNF, (), _NORM_FIRST, _NO_HIDDEN, stages=4)
-TIMM_HNF_CONV_MLP = Layout(
-    "timm hnf conv_mlp", "timm", _HNF_CONV, (), _NORM_FIRST, _NO_HIDDEN, stages=4
-)
+
+def _layout(name: str, modules: Any, implies: Any, fixes: Any) -> Layout:
+    return Layout(name, "timm", modules, implies=implies, fixes=fixes, stages=4)
+
+
+TIMM = _layout("timm", _table(), _NORM_LAST, _FIXES)
+TIMM_CONV_MLP = _layout("timm conv_mlp", _table(fc=CONV1X1), _NORM_LAST, _FIXES)
+TIMM_HNF = _layout("timm hnf", _HNF, _NORM_FIRST, _NO_HIDDEN)
+TIMM_HNF_CONV_MLP = _layout("timm hnf conv_mlp", _HNF_CONV, _NORM_FIRST, _NO_HIDDEN)
 
 # Of open_clip's file only the trunk is a ConvNeXt; what lies beside it is the projection to the
 # common space and the text tower.
 CLIP = Layout(
     name="CLIP",
-    family="clip",
+    origin="clip",
     modules=tuple((f"visual.trunk.{theirs}", ours, kind) for theirs, ours, kind in TIMM.modules),
     ignored=(
         "visual.head.*",

@@ -5,7 +5,7 @@ from convnext_jax.convert.layouts.table import COLUMN, CONV, LINEAR, NORM, Layou
 # fmt: off
 TORCHVISION = Layout(
     name="torchvision",
-    family="torchvision",
+    origin="torchvision",
     modules=(
         ("features.0.0",                 "stem/conv",                      CONV),
         ("features.0.1",                 "stem/norm",                      NORM),

@@ -31,7 +31,7 @@ _FIXES = {
 def _classifier(name: str, prefix: str, use_grn: bool) -> Layout:
     return Layout(
         name=name,
-        family="transformers",
+        origin="transformers",
         modules=(
             *((prefix + theirs, ours, kind) for theirs, ours, kind in _MODEL),
             ("classifier", "head", LINEAR),
@@ -47,7 +47,7 @@ V2 = _classifier("transformers V2", "convnextv2.", use_grn=True)
 # ConvNextModel and ConvNextV2Model, and their backbones with a norm on each output.
 BARE = Layout(
     name="transformers without head",
-    family="transformers",
+    origin="transformers",
     modules=(*_MODEL, ("hidden_states_norms.stage{i+1}", "feature_norm_{i}", NORM)),
     ignored=("hidden_states_norms.stem.*",),
     implies={"isotropic": False},
@@ -58,7 +58,7 @@ BARE = Layout(
 # transformers 5 has the stages under "model.".
 DINOV3 = Layout(
     name="transformers DINOv3",
-    family="dinov3",
+    origin="dinov3",
     modules=(
         ("stages.0.downsample_layers.0",           "stem/conv",                      CONV),
         ("stages.0.downsample_layers.1",           "stem/norm",                      NORM),

@@ -1,0 +1,80 @@
+"""The network of a config."""
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from convnext_jax.errors import UserError
+from convnext_jax.experiment.images import eval_image_size
+from convnext_jax.models.registry import Network, create_model
+from convnext_jax.models.roadmap import ModernizedResNet
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def build_model(config: ConfigDict, num_classes: int, devices: int) -> Network:
+    """The model of a config.
+
+    Args:
+      config: its part `model` is read.
+      num_classes: the data set's; `config.model.num_classes` goes before it.
+      devices: among which a batch is cut, for batch norms that are each device's own.
+
+    Raises:
+      UserError: for an unknown name, dtype or argument.
+    """
+    fields = config.model
+    if fields.num_classes is not None and fields.num_classes < num_classes:
+        raise UserError(
+            f"config.model.num_classes = {fields.num_classes}, but the data set has {num_classes} "
+            "classes; give at least that many, or None for just these"
+        )
+    if fields.dtype not in _DTYPES:
+        raise UserError(
+            f"config.model.dtype is {fields.dtype!r}; it must be one of {', '.join(_DTYPES)}"
+        )
+    try:
+        model = create_model(
+            fields.name,
+            num_classes=num_classes if fields.num_classes is None else fields.num_classes,
+            drop_path_rate=fields.drop_path_rate,
+            head_init_scale=fields.head_init_scale,
+            dtype=_DTYPES[fields.dtype],
+            remat=fields.remat,
+            **fields.overrides.to_dict(),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.model: {error}") from error
+    sizes = {"image_size": config.data.image_size, "eval_image_size": eval_image_size(config)}
+    for field, size in sizes.items():
+        if size < model.strides[-1]:
+            raise UserError(
+                f"config.data.{field} = {size}, but the stride of this model is "
+                f"{model.strides[-1]}; give at least that, or a smaller "
+                "config.model.overrides.stem_stride"
+            )
+    return _with_batch_norms(config, model, devices)
+
+
+def _with_batch_norms(config: ConfigDict, model: Network, devices: int) -> Network:
+    """The model, its batch norms over the global batch or over each device's part of it."""
+    choice = config.model.batch_norm
+    if choice not in ("global", "per_device"):
+        raise UserError(
+            f'config.model.batch_norm is {choice!r}; it must be "global" or "per_device"'
+        )
+    if not isinstance(model, ModernizedResNet) or model.norm_type != "batch":
+        if choice == "per_device":
+            raise UserError(
+                f'config.model.batch_norm is "per_device", but {config.model.name} has no batch '
+                'norm; leave it at "global"'
+            )
+        return model
+    if choice == "per_device":
+        model = model.clone(bn_groups=devices)
+    images = config.batch_size // config.optim.accumulation_steps // model.bn_groups
+    if images * (config.data.image_size // model.strides[-1]) ** 2 < 2:
+        raise UserError(
+            f"a batch norm of {config.model.name} would see one value per channel, which has no "
+            "variance; give a larger config.batch_size or config.data.image_size"
+        )
+    return model
