@@ -14,6 +14,7 @@ from PIL import Image
 
 from convnext_jax import cli, experiment, recipes
 from convnext_jax.errors import UserError
+from convnext_jax.models.roadmap_steps import STEPS
 from convnext_jax.training.sharding import create_mesh
 from convnext_jax.training.state import abstract_state
 
@@ -33,6 +34,9 @@ CLASSES = {"imagenet2012": 1000, "imagenet21k": 21_841, "cifar10": 10, "digits":
 # What all runs of the papers share (V1: table 5 and 6; V2: appendix A).
 SHARED = {
     "optim.min_learning_rate": 1e-6,
+    "optim.name": "adamw",
+    "optim.schedule": "cosine",
+    "optim.decayed": "kernels",
     "optim.b1": 0.9,
     "optim.b2": 0.999,
     "optim.eps": 1e-8,
@@ -42,6 +46,11 @@ SHARED = {
     "mix.switch_prob": 0.5,
     "data.name": "imagenet2012",
     "data.train_split": "train",
+    "data.eval_image_size": None,
+    "data.repeats": 1,
+    "loss.name": "cross_entropy",
+    "loss.target_threshold": None,
+    "loss.sum_classes": False,
     "augment.crop": "random_resized",
     "augment.crop_scale": (0.08, 1.0),
     "augment.flip": 0.5,
@@ -59,6 +68,7 @@ SHARED = {
     "model.num_classes": None,
     "model.overrides": {},
     "model.dtype": "bfloat16",
+    "model.batch_norm": "global",
 }
 MIXED = {"mix.mixup_alpha": 0.8, "mix.cutmix_alpha": 1.0, "mix.label_smoothing": 0.1}
 UNMIXED = {"mix.mixup_alpha": 0.0, "mix.cutmix_alpha": 0.0, "mix.label_smoothing": 0.1}
@@ -227,6 +237,127 @@ TABLE = {
         "augment.erasing_prob": 0.0,
     },
 }
+# Torchvision's reference for its first weights: the defaults of its `train.py`, on 8 GPUs.
+RESNET_ORIGINAL = {
+    **SHARED,
+    **NO_LAYER_DECAY,
+    "model.name": "resnet50",
+    "model.batch_norm": "per_device",
+    "model.drop_path_rate": 0.0,
+    "model.head_init_scale": 1.0,
+    "init_from": None,
+    "batch_size": 256,
+    "total": "90 epochs",
+    "ema_decay": None,
+    "data.image_size": 224,
+    "data.eval_split": "validation",
+    "optim.name": "sgd",
+    "optim.momentum": 0.9,
+    "optim.nesterov": False,
+    "optim.learning_rate": 0.1,
+    "optim.min_learning_rate": 0.0,
+    "optim.schedule": "step",
+    "optim.decay_every": "30 epochs",
+    "optim.decay_rate": 0.1,
+    "optim.warmup": "0 epochs",
+    "optim.weight_decay": 1e-4,
+    "optim.decayed": "all",
+    "augment.interpolation": "bilinear",
+    "augment.policy": "",
+    "augment.erasing_prob": 0.0,
+    "mix.mixup_alpha": 0.0,
+    "mix.cutmix_alpha": 0.0,
+    "mix.label_smoothing": 0.0,
+}
+# arXiv 2110.00476, table 2; eps, clipping and the threshold: docs/recipes.md. With three copies of
+# each image the batch is 2016 for the table's 2048.
+STRIKES_BACK = {
+    **SHARED,
+    **NO_LAYER_DECAY,
+    "model.name": "resnet50",
+    "model.overrides": {"zero_init_residual": True},
+    "model.head_init_scale": 1.0,
+    "init_from": None,
+    "ema_decay": None,
+    "data.eval_split": "validation",
+    "data.eval_image_size": 224,
+    "augment.eval_crop_ratio": 0.95,
+    "augment.erasing_prob": 0.0,
+    "mix.cutmix_alpha": 1.0,
+    "loss.name": "binary_cross_entropy",
+    "loss.target_threshold": 0.2,
+    "optim.name": "lamb",
+    "optim.warmup": "5 epochs",
+    "optim.eps": 1e-6,
+    "optim.clip_norm": 1.0,
+}
+A1 = {
+    **STRIKES_BACK,
+    "total": "600 epochs",
+    "batch_size": 2016,
+    "data.image_size": 224,
+    "data.repeats": 3,
+    "optim.learning_rate": 5e-3,
+    "optim.weight_decay": 0.01,
+    "model.drop_path_rate": 0.05,
+    "augment.policy": "rand-m7-mstd0.5-inc1",
+    "mix.mixup_alpha": 0.2,
+    "mix.label_smoothing": 0.1,
+    "mix.group_size": 504,
+}
+A2 = {
+    **A1,
+    "total": "300 epochs",
+    "optim.weight_decay": 0.02,
+    "mix.mixup_alpha": 0.1,
+    "mix.label_smoothing": 0.0,
+}
+A3 = {
+    **STRIKES_BACK,
+    "total": "100 epochs",
+    "batch_size": 2048,
+    "data.image_size": 160,
+    "data.repeats": 1,
+    "optim.learning_rate": 8e-3,
+    "optim.weight_decay": 0.02,
+    "model.drop_path_rate": 0.0,
+    "augment.policy": "rand-m6-mstd0.5-inc1",
+    "mix.mixup_alpha": 0.1,
+    "mix.label_smoothing": 0.0,
+    "mix.group_size": 512,
+}
+# arXiv 2103.14030, appendix A2.1, and the authors' `config.py`, whose rates are per 512 images.
+SWIN = {
+    **ONE_K,
+    "batch_size": 1024,
+    "optim.learning_rate": 5e-4 * 1024 / 512,
+    "optim.min_learning_rate": 5e-6 * 1024 / 512,
+    "optim.clip_norm": 5.0,
+    "ema_decay": None,
+}
+# ConvNeXt, appendix A.1: table 5, but for the average. Table 5 has .1 for T and .5 for B.
+ROADMAP = {**ONE_K, "ema_decay": None}
+TABLE |= {
+    "resnet50": RESNET_ORIGINAL,
+    "resnet50_a1": A1,
+    "resnet50_a2": A2,
+    "resnet50_a3": A3,
+    "swin_tiny": {**SWIN, "model.name": "swin_tiny", "model.drop_path_rate": 0.2},
+    "swin_small": {**SWIN, "model.name": "swin_small", "model.drop_path_rate": 0.3},
+    "swin_base": {**SWIN, "model.name": "swin_base", "model.drop_path_rate": 0.5},
+}
+TABLE |= {
+    f"roadmap:{road}/{step.name}": {
+        **(
+            RESNET_ORIGINAL
+            if step.name == "00_resnet"
+            else {**ROADMAP, "model.drop_path_rate": rate}
+        ),
+        "model.name": f"roadmap_{road}/{step.name}",
+    }
+    for road, rate in (("t", 0.1), ("b", 0.5))
+    for step in STEPS
+}
 TABLE |= {
     f"{name}:{size}": {**TABLE[name], "data.image_size": size}
     for name in list(TABLE)
@@ -235,7 +366,16 @@ TABLE |= {
 }
 
 # Some say the same in two ways; what is slow is tried on one of them.
-DISTINCT = [v for i, v in enumerate(TABLE) if TABLE[v] not in list(TABLE.values())[:i]]
+# Of the comparisons some stand for others that differ in a number, or in the network's size.
+ALIKE = ("resnet50_a2", "swin_small", "swin_base")
+ROAD_TRIED = ("roadmap:t/00_resnet", "roadmap:t/16_convnext")
+DISTINCT = [
+    v
+    for i, v in enumerate(TABLE)
+    if TABLE[v] not in list(TABLE.values())[:i]
+    and v not in ALIKE
+    and (not v.startswith("roadmap:") or v in ROAD_TRIED)
+]
 
 # Of ImageNet-1K at 224 pixels (and at 384, where a file knows both): the papers' tables and, for
 # what they leave out, the authors' READMEs.
@@ -267,10 +407,19 @@ TOP1 = {
     "v2_base": [84.9],
     "v2_large": [85.8],
     "v2_huge": [86.3],
+    # ResNet strikes back; Swin, table 1; torchvision. The road: its first and last steps.
+    "resnet50": [76.1],
+    "resnet50_a1": [80.4],
+    "resnet50_a2": [79.8],
+    "resnet50_a3": [78.1],
+    "swin_tiny": [81.3],
+    "swin_small": [83.0],
+    "swin_base": [83.5],
+    "roadmap": [76.1, 82.0, 78.2, 83.6],
 }
 
 # Steps per epoch, in all, and of the warm-up: whole batches only, section D of the reference.
-STEPS = {
+STEP_COUNTS = {
     ("imagenet2012", "300 epochs", "20 epochs", 4096): (312, 93_600, 6_240),
     ("imagenet2012", "300 epochs", "50 epochs", 4096): (312, 93_600, 15_600),
     ("imagenet21k", "90 epochs", "5 epochs", 4096): (3_466, 311_940, 17_330),
@@ -279,9 +428,18 @@ STEPS = {
     ("imagenet2012", "300 epochs", "40 epochs", 1024): (1_251, 375_300, 50_040),
     ("imagenet2012", "100 epochs", "20 epochs", 1024): (1_251, 125_100, 25_020),
     ("imagenet2012", "50 epochs", "10 epochs", 1024): (1_251, 62_550, 12_510),
+    ("imagenet2012", "90 epochs", "0 epochs", 256): (5_004, 450_360, 0),
+    ("imagenet2012", "600 epochs", "5 epochs", 2016): (635, 381_000, 3_175),
+    ("imagenet2012", "300 epochs", "5 epochs", 2016): (635, 190_500, 3_175),
+    ("imagenet2012", "100 epochs", "5 epochs", 2048): (625, 62_500, 3_125),
+    ("imagenet2012", "300 epochs", "20 epochs", 1024): (1_251, 375_300, 25_020),
     ("cifar10", "50 epochs", "5 epochs", 128): (390, 19_500, 1_950),
     ("digits", "200 epochs", "5 epochs", 128): (11, 2_200, 55),
 }
+
+
+# A file that can't be loaded without an argument, and one to load it with.
+NEEDS_ARGUMENT = {"roadmap": "roadmap:t/07_dw_first"}
 
 
 def load(variant: str, *overrides: str) -> ConfigDict:
@@ -328,19 +486,24 @@ def test_docstring_commands_load(name, monkeypatch):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_docstring_names_hardware_and_accuracy(name):
     text = " ".join(docstring(name).split())
-    config = load(name)
+    config = load(NEEDS_ARGUMENT.get(name, name))
     assert "Meant for" in text
     slices = [int(n) for n in re.findall(r"slice of (\d+)", text)]
     for chips in slices:
         experiment.check_batch_sizes(config, chips)
-    for per_chip in re.findall(r"\((\d+) images a chip\)", text):
+    for per_chip in re.findall(r"\((\d+) images a chip\)", text)[:1]:
         assert int(per_chip) * slices[0] == config.batch_size
     expected = re.search(r"[Ee]xpected top-1(.*)", text)
     assert expected
     if name in TOP1:
         figures = [float(figure) for figure in re.findall(r"(\d+(?:\.\d+)?) %", expected[1])]
         assert figures == TOP1[name]
-        assert re.search(r"\((paper, table \d|the authors' README|README of ConvNeXt V2)\)", text)
+        assert re.search(
+            r"\(paper, table \d\)|\(the authors' README\)|\(README of ConvNeXt V2\)"
+            r"|\(ResNet strikes back\)|\(Swin, table \d\)|\(torchvision, 76\.130;"
+            r"|tables 10 and 11 of the paper",
+            text,
+        )
 
 
 @pytest.mark.parametrize("variant", TABLE)
@@ -362,11 +525,13 @@ def test_steps_and_schedule(variant):
     steps = experiment.durations(config, num_examples(config))
     key = (config.data.name, config.total, config.optim.warmup, config.batch_size)
     if config.data.name != "folder":
-        assert steps[:1] + steps[1:3] == STEPS[key]
+        assert steps[:1] + steps[1:3] == STEP_COUNTS[key]
 
-    net = experiment.build_model(config, 10)
+    net = experiment.build_model(config, 10, 8)
     _, schedule = experiment.build_optimizer(config, net, steps)
-    peak, low = config.optim.learning_rate, 1e-6
+    if config.optim.schedule == "step":
+        return  # test_original_resnets_learning_rate
+    peak, low = config.optim.learning_rate, config.optim.min_learning_rate
     total, warmup = steps.total, steps.warmup
     assert schedule(0) == (0.0 if warmup else np.float32(peak))
     np.testing.assert_allclose(schedule(max(warmup - 1, 0)), peak, rtol=1e-6)
@@ -384,7 +549,7 @@ def test_builds(variant):
     assert (augmentation.erasing is None) == (config.augment.erasing_prob == 0)
     experiment.train_transform(config)
     classes = CLASSES.get(config.data.name, 10)
-    net = experiment.build_model(config, classes)
+    net = experiment.build_model(config, classes, 8)
     steps = experiment.durations(config, num_examples(config))
     optimizer, _ = experiment.build_optimizer(config, net, steps)
     size = config.data.image_size
@@ -402,7 +567,92 @@ def test_builds(variant):
     cut = [leaf for leaf in kernels if not leaf.sharding.is_fully_replicated]
     assert cut, "nothing would be cut along fsdp"
     moments = jax.tree.leaves(jax.eval_shape(optimizer.init, state.params))
-    assert sum(leaf.size for leaf in moments if leaf.ndim > 1) == 2 * sum(k.size for k in kernels)
+    per_parameter = 1 if config.optim.name == "sgd" else 2
+    assert sum(leaf.size for leaf in moments if leaf.ndim > 1) == per_parameter * sum(
+        kernel.size for kernel in kernels
+    )
+
+
+def test_original_resnets_learning_rate():
+    config = load("resnet50")
+    steps = experiment.durations(config, 1_281_167)
+    _, schedule = experiment.build_optimizer(config, experiment.build_model(config, 10, 8), steps)
+    epoch = steps.steps_per_epoch
+    for first, last, rate in ((0, 30, 0.1), (30, 60, 0.01), (60, 90, 0.001)):
+        for step in (first * epoch, last * epoch - 1):
+            assert schedule(step) == np.float32(rate)
+
+
+def test_every_field_of_a_comparison_is_in_the_table():
+    # What says how a run is watched and kept, how fast it is, or does not apply to it.
+    operation = r"(seed|on_\w+|spike_\w+|log_every|eval_\w+|checkpoint\w+|mesh\..*|model\.remat"
+    operation += r"|data\.(data_dir|validation_fraction|workers|decoder|on_bad_image)"
+    operation += r"|augment\.crop_padding|optim\.(momentum|nesterov|decay_rate|decay_every)"
+    operation += r"|mix\.group_size)"
+    fields = [name.removeprefix("config.") for name in cli.field_names(recipes.base())]
+    fields = [name for name in fields if not re.fullmatch(operation, name)]
+    assert len(fields) > 50
+    for variant in ("resnet50", "resnet50_a1", "resnet50_a3", "swin_tiny", "roadmap:t/05_width"):
+        assert [name for name in fields if name not in TABLE[variant]] == []
+
+
+def test_a3_trains_at_160_pixels_and_is_evaluated_at_224():
+    config = load("resnet50_a3")
+    assert experiment.train_transform(config).image_size == 160
+    evaluation = experiment.eval_transform(config)
+    assert (evaluation.image_size, evaluation.crop_ratio) == (224, 0.95)
+    assert experiment.eval_transform(load("resnet50")).image_size == 224
+
+
+def test_both_classes_of_a_mixed_image_are_present():
+    config = load("resnet50_a1")
+    logits, targets = np.zeros((1, 4), np.float32), np.float32([[0.6, 0.35, 0.05, 0.0]])
+    loss = experiment.build_loss(config)
+    # The logits' gradient is (1/2 - target) / 4, and tells the targets.
+    found = 0.5 - 4 * jax.grad(loss)(logits, targets)
+    np.testing.assert_allclose(found, [[0.925, 0.925, 0.025, 0.025]], atol=1e-6)
+    found = 0.5 - 4 * jax.grad(experiment.build_loss(load("resnet50_a2")))(logits, targets)
+    np.testing.assert_allclose(found, [[1, 1, 0, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("variant", "override", "wanted"),
+    [
+        ("tiny", "--config.optim.name=adam", "optim.name is 'adam'"),
+        ("tiny", "--config.optim.schedule=linear", "optim.schedule is 'linear'"),
+        ("tiny", "--config.optim.decayed=none", "optim.decayed is 'none'"),
+        ("resnet50", "--config.optim.decay_every=0 steps", "decay_every is '0 steps'"),
+        ("resnet50", "--config.optim.decay_every=often", "config.optim.decay_every is 'often'"),
+        ("swin_tiny", "--config.optim.layer_decay=0.8", "layer_decay is 0.8"),
+        ("base_384", "--config.optim.name=lamb", "layer_decay is 0.7"),
+    ],
+)
+def test_mistakes_in_the_optimizer_are_named(variant, override, wanted):
+    config = load(variant, override)
+    steps = experiment.durations(config, num_examples(config))
+    model = experiment.build_model(config, 10, 8)
+    with pytest.raises(UserError, match=wanted):
+        experiment.build_optimizer(config, model, steps)
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("--config.loss.name=hinge", "loss.name is 'hinge'"),
+        ("--config.loss.target_threshold=0.2", "loss.target_threshold is 0.2, which goes with"),
+        ("--config.loss.sum_classes", "loss.sum_classes is True, which goes with"),
+    ],
+)
+def test_mistakes_in_the_loss_are_named(override, wanted):
+    with pytest.raises(UserError, match=wanted):
+        experiment.build_loss(load("tiny", override))
+
+
+def test_a_missing_or_wrong_step_lists_them_all():
+    for variant in ("roadmap", "roadmap:t", "roadmap:t/7", "roadmap:s/07_dw_first"):
+        with pytest.raises(UserError) as caught:
+            load(variant)
+        assert [step.name for step in STEPS if step.name not in str(caught.value)] == []
 
 
 def test_whole_image_is_seen_from_384_pixels_on():

@@ -1,6 +1,6 @@
 import pytest
 
-from convnext_jax import recipes
+from convnext_jax import comparison_recipes, recipes
 from convnext_jax.errors import UserError
 
 
@@ -15,6 +15,10 @@ from convnext_jax.errors import UserError
         ("augment.erasing_prob", -0.1),
         ("data.validation_fraction", 2.0),
         ("mix.mixup_alpha", float("nan")),
+        ("optim.momentum", 1.5),
+        ("optim.decay_rate", -0.1),
+        ("loss.target_threshold", 1.5),
+        ("data.eval_image_size", 0),
         ("augment.mean", (0.5, 0.5)),
     ],
 )
@@ -24,3 +28,15 @@ def test_a_number_out_of_bounds_names_its_field(field, value):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=f"config.{field} is .* it must"):
         recipes.check_values(config)
+
+
+def test_the_bounds_are_those_of_fields():
+    config = recipes.base()
+    for name in recipes._BOUNDS:
+        section, _, key = name.rpartition(".")
+        assert key in (config[section] if section else config)
+
+
+def test_a_procedure_that_does_not_exist():
+    with pytest.raises(UserError, match=r"'a4'.*a1, a2 or a3"):
+        comparison_recipes.strikes_back("a4", "resnet50")
