@@ -1,6 +1,8 @@
 """What the programs share at their border with the shell: configs, and mistakes in one sentence."""
 
 import argparse
+import ast
+import contextlib
 import difflib
 import importlib.util
 import inspect
@@ -108,6 +110,25 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     return result
 
 
+def _with_new_arguments(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
+    """Sets arguments of the model that the config file does not have; returns the other overrides.
+
+    Their types are the model's affair, so values are read as Python writes them.
+    """
+    rest = []
+    for override in overrides:
+        match = re.fullmatch(r"--?config\.model\.overrides\.(\w+)=(.*)", override, re.DOTALL)
+        if match is None or match[1] in config.model.overrides:
+            rest.append(override)
+            continue
+        value: object = match[2]
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(match[2])
+        with config.unlocked():
+            config.model.overrides[match[1]] = value
+    return rest
+
+
 def _value(config: ConfigDict, name: str) -> object:
     for key in name.split(".")[1:]:
         config = config[key]
@@ -139,6 +160,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         )
     config = _get_config(file, argument)
     recipes.check_fields(config)
+    overrides = _with_new_arguments(config, overrides)
     known = field_names(config)
     for override in overrides:
         match = re.match(r"--?(?:no)?(config\.[\w.]+)", override)

@@ -44,7 +44,7 @@ def base() -> ConfigDict:
     # Over whose images batch norms, where the model has any, take their statistics: "global" or
     # "per_device".
     config.model.batch_norm = "global"
-    config.model.overrides = ConfigDict()  # further arguments of ConvNeXt
+    config.model.overrides = ConfigDict()  # further arguments of the network
 
     config.data = ConfigDict()
     config.data.name = "imagenet2012"  # any TFDS name, "folder" or "digits"

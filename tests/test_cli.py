@@ -56,6 +56,10 @@ def mistake(tmp_path, capsys):
         ("--config.model.name=convnext_tinny", ["'convnext_tinny'", "convnext_tiny"]),
         ("--config.model.dtype=float16", ["config.model.dtype", "float16", "bfloat16"]),
         ("--config.model.overrides.depths=(1,1,1)", ["config.model", "depths", "dims"]),
+        (
+            "--config.model.overrides.kernel=5",
+            ["no argument kernel", "kernel_size"],
+        ),
         ("--config.data.image_size=1", ["image", "stride"]),
         ("--config.data.name=imagenet2021", ["'imagenet2021'", "imagenet2012"]),
         ("--config.data.name=imagenet2012", ["'imagenet2012'", "tfds build"]),
@@ -222,6 +226,8 @@ def test_fields_are_set_by_their_types():
             "--config.ema_decay=None",
             "--config.init_from=somewhere",
             "--config.model.overrides.depths=(2,1)",
+            "--config.model.overrides.kernel_size=5",
+            "--config.model.overrides.norm_type=layer",
             "--noconfig.model.remat",
         ],
     )
@@ -230,6 +236,9 @@ def test_fields_are_set_by_their_types():
     assert config.ema_decay is None
     assert config.init_from == "somewhere"
     assert config.model.overrides.depths == (2, 1)
+    # What the file does not have is read as Python would read it.
+    assert config.model.overrides.kernel_size == 5
+    assert config.model.overrides.norm_type == "layer"
     assert config.model.remat is False
 
 
