@@ -17,7 +17,7 @@ from pathlib import Path
 
 from convnext_jax import cli
 from convnext_jax.analysis.tpu import tpu_topology
-from convnext_jax.errors import UserError
+from convnext_jax.output_files import check_output
 from convnext_jax.plan_report import page, table
 from convnext_jax.planning.planned_run import PlannedRun
 from convnext_jax.planning.planner import Plan, make_plan
@@ -50,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> list[Plan]:
     # Whatever can be wrong, before the first compilation.
     config = cli.load_config(arguments.config, overrides)
     data = training_set(config, arguments.examples)
-    if arguments.json is not None and arguments.json.exists() and not arguments.overwrite:
-        raise UserError(f"{arguments.json} exists already; give another name, or --overwrite")
+    check_output(arguments.json, overwrite=arguments.overwrite)
     runs = [
         PlannedRun(config, tpu_topology(name), data)
         for name in arguments.compare or [arguments.topology]

@@ -100,8 +100,7 @@ def tpu_topology(name: str) -> TpuTopology:
         )
     if "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "planning takes the TPU compiler, which is not installed: pip install "
-            "'convnext-jax[plan]'"
+            "this takes the TPU compiler, which is not installed: pip install 'convnext-jax[plan]'"
         )
     os.environ.update(_ENVIRONMENT)
     jax.config.update("jax_platforms", "cpu")

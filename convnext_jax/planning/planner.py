@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
-import importlib.metadata
 import time
 from typing import Any
 
@@ -14,6 +12,7 @@ import jax
 from convnext_jax.analysis.cost import PartCost, costs_by_part
 from convnext_jax.analysis.exchange import Exchange, exchanges
 from convnext_jax.analysis.hlo import collectives, operations
+from convnext_jax.analysis.inference_cost import compiler_versions
 from convnext_jax.analysis.largest_batch import LargestBatch, largest_batch
 from convnext_jax.analysis.macs import count_macs, count_parameters
 from convnext_jax.analysis.tpu import OutOfHbmError
@@ -208,18 +207,10 @@ def make_plan(
         remedies=[]
         if fits
         else remedies(run, memory, chip.usable_hbm_bytes, compiling=compile_remedies),
-        versions=_versions(),
+        versions=compiler_versions(),
         date=datetime.date.today().isoformat(),
         compile_seconds=compile_seconds,
     )
-
-
-def _versions() -> dict[str, str]:
-    versions = {"jax": jax.__version__}
-    # A libtpu named by TPU_LIBRARY_PATH need not be installed as a package.
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        versions["libtpu"] = importlib.metadata.version("libtpu")
-    return versions
 
 
 def read_step(compiled: jax.stages.Compiled, chip: TpuChip) -> StepCost:
