@@ -14,6 +14,7 @@ import jax
 import optax
 
 from convnext_jax.errors import UserError
+from convnext_jax.training.adam import scale_by_adam
 
 PyTree = Any
 LayerDecayGrouping = Literal["group", "single"]
@@ -136,20 +137,6 @@ def scale_by_tree(scales: Callable[[PyTree], PyTree]) -> optax.GradientTransform
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
-def _with_standard_promotion(
-    transformation: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-    """Lets a transformation run in programs whose dtype promotion is strict."""
-
-    def update(
-        updates: PyTree, state: optax.OptState, params: PyTree | None = None
-    ) -> tuple[PyTree, optax.OptState]:
-        with jax.numpy_dtype_promotion("standard"):
-            return transformation.update(updates, state, params)
-
-    return optax.GradientTransformation(transformation.init, update)
-
-
 def adamw(
     schedule: optax.Schedule,
     *,
@@ -188,8 +175,7 @@ def adamw(
     """
     return optax.chain(
         *_clipping(clip_norm),
-        # Optax's bias correction raises a Python float to an int32 count.
-        _with_standard_promotion(optax.scale_by_adam(b1=b1, b2=b2, eps=eps)),
+        scale_by_adam(b1, b2, eps),
         optax.add_decayed_weights(weight_decay, mask=decayed),
         *_layer_decay(layer_decay, layer_decay_grouping, depths),
         optax.scale_by_learning_rate(schedule),
@@ -237,7 +223,7 @@ def lamb(
 
     return optax.chain(
         *_clipping(clip_norm),
-        _with_standard_promotion(optax.scale_by_adam(b1=b1, b2=b2, eps=eps)),
+        scale_by_adam(b1, b2, eps),
         optax.add_decayed_weights(weight_decay, mask=decayed),
         optax.masked(optax.scale_by_trust_ratio(), adapted),
         optax.scale_by_learning_rate(schedule),
