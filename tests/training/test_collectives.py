@@ -192,7 +192,7 @@ def test_evaluation_gathers_parameters_and_sums_counts(small_kernels_cut):
         "mask": jax.ShapeDtypeStruct((24,), jnp.float32, sharding=rows),
     }
     program = step.jit_eval_step(step.make_eval_step(model, mesh=mesh), abstract, mesh)
-    found = exchanged(program.lower(abstract.params, batch).compile().as_text())
+    found = exchanged(program.lower(abstract.variables, batch).compile().as_text())
     cut = sum(leaf.size * 4 for leaf in jax.tree.leaves(abstract.params) if is_cut(leaf))
     assert not strangers(found, abstract.params)
     assert sum(array.bytes for array in found if array.kind == "all-gather") == cut

@@ -37,7 +37,16 @@ def state_of(params, devices, fsdp):
         state_sharding(params, mesh),
     )
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, P()))
-    return TrainState(count, laid_out, None, laid_out, count), mesh
+    state = TrainState(
+        step=count,
+        params=laid_out,
+        batch_stats=None,
+        opt_state=None,
+        ema_params=laid_out,
+        ema_batch_stats=None,
+        skipped=count,
+    )
+    return state, mesh
 
 
 def test_the_share_is_that_of_the_bytes():
