@@ -71,7 +71,13 @@ def _with_batch_norms(config: ConfigDict, model: Network, devices: int) -> Netwo
         return model
     if choice == "per_device":
         model = model.clone(bn_groups=devices)
-    images = config.batch_size // config.optim.accumulation_steps // model.bn_groups
+    micro = config.batch_size // config.optim.accumulation_steps
+    if model.bn_groups < 1 or micro % model.bn_groups:
+        raise UserError(
+            f"config.model.overrides.bn_groups = {model.bn_groups} does not divide the "
+            f"{micro} images of a micro-batch; give a divisor, or set config.model.batch_norm"
+        )
+    images = micro // model.bn_groups
     if images * (config.data.image_size // model.strides[-1]) ** 2 < 2:
         raise UserError(
             f"a batch norm of {config.model.name} would see one value per channel, which has no "

@@ -101,6 +101,10 @@ def test_per_device_is_the_number_of_devices():
         ({"model__batch_norm": "synced"}, r'config\.model\.batch_norm .*"global" or "per_device"'),
         ({"batch_size": 8, "model__batch_norm": "per_device"}, "one value per channel"),
         (
+            {"model__overrides": SMALL["model__overrides"] | {"bn_groups": 3}},
+            "bn_groups = 3 does not divide the 32 images",
+        ),
+        (
             {
                 "model__batch_norm": "per_device",
                 "model__name": "convnext_atto",
