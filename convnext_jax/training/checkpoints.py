@@ -1,6 +1,6 @@
 """Checkpoints by Orbax: written in the background, kept by count and metric, restored on any mesh.
 
-This file and `checkpoint_reading.py` alone import Orbax. They stand on
+This file and those named `checkpoint_…` alone import Orbax for it. They stand on
 `orbax.checkpoint.CheckpointManager` and its handlers, not on `orbax.checkpoint.experimental.v1`: in
 0.12 the latter still says of itself that it is "subject to change without notice", and its
 `Checkpointer` drives this same manager and writes the same format, so a later move costs these
@@ -24,26 +24,25 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from convnext_jax.errors import UserError
 from convnext_jax.training import checkpoint_reading
+from convnext_jax.training.checkpoint_policy import NewestAndBest
 from convnext_jax.training.checkpoint_reading import METADATA, STATE
 from convnext_jax.training.checkpoint_room import obstacle
+from convnext_jax.training.checkpoint_salvage import read_together, set_aside
 from convnext_jax.training.workdir import absolute_path
 
 _log = logging.getLogger("convnext_jax")
 
 _STEP_NAME = re.compile(r"(0|[1-9]\d*)(\.orbax-checkpoint-tmp.*)?")
-_SOUND, _DAMAGED, _FAILED = range(3)  # what a process made of a checkpoint, the worst last
 
 
 class SaveError(RuntimeError):
@@ -119,7 +118,7 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_NewestAndBest(max_to_keep, self._scores),
+                preservation_policy=NewestAndBest(max_to_keep, self._scores),
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
                 save_root_metadata=False,
@@ -173,14 +172,6 @@ class Checkpointer:
           UserError: if the checkpoint can't be read.
         """
         return checkpoint_reading.metadata(self.directory / str(step))
-
-    def reached_preemption(self, step: int) -> bool:
-        """Whether the platform has announced, to any process, that this job will be stopped.
-
-        True at one and the same step on every process; always False where `jax.distributed` was
-        not initialised. Ask it at every step, on every process.
-        """
-        return bool(self._manager.reached_preemption(step))
 
     def save(
         self,
@@ -283,16 +274,15 @@ class Checkpointer:
         self._report_half_written()
         damaged: list[int] = []
         for candidate in steps:
-            state, metadata, damage = self._read(candidate, abstract_state, partial)
+            path = self.directory / str(candidate)
+            state, metadata, damage = read_together(path, abstract_state, partial=partial)
             if damage is None:
-                self._set_aside(damaged)
+                if damaged and not self._read_only:
+                    set_aside([self.directory / str(one) for one in damaged])
+                    self._manager.reload()
                 return Restored(candidate, state, metadata)
             if step is None and jax.process_index() == 0:
-                _log.warning(
-                    "passing over the damaged checkpoint %s: %s",
-                    self.directory / str(candidate),
-                    damage,
-                )
+                _log.warning("passing over the damaged checkpoint %s: %s", path, damage)
             damaged.append(candidate)
         if damaged:
             which = f"the checkpoint of step {step} is" if step is not None else "every one is"
@@ -367,62 +357,6 @@ class Checkpointer:
                 )
         self._half_written = []
 
-    def _read(
-        self, step: int, abstract_state: Any, partial: bool
-    ) -> tuple[Any, dict[str, Any], str | None]:
-        """(state, metadata, None), or what is damaged as the third; every process agrees."""
-        path = self.directory / str(step)
-        state, metadata, failure = None, {}, None
-        try:
-            metadata = checkpoint_reading.read_beside(path)["metadata"]
-            state = checkpoint_reading.read_state(path, abstract_state, partial=partial)
-        except Exception as error:  # Orbax raises bare `Exception` when an array cannot be read.
-            failure = error
-        damage = None if failure is None else checkpoint_reading.describe_damage(failure)
-        if jax.process_count() > 1:
-            mine = _SOUND if failure is None else _DAMAGED if damage is not None else _FAILED
-            every = multihost_utils.process_allgather(np.asarray(mine))
-            worst = int(np.argmax(every))
-            if every[worst] == _FAILED and (failure is None or damage is not None):
-                raise RuntimeError(f"process {worst} failed to restore {path}; its log says why")
-            if every[worst] == _DAMAGED and damage is None:
-                damage = f"process {worst} could not read its part"
-        if failure is not None and damage is None:
-            raise failure
-        return state, metadata, damage
-
-    def _set_aside(self, damaged: Sequence[int]) -> None:
-        if not damaged or self._read_only:
-            return
-        if jax.process_index() == 0:
-            for step in damaged:
-                path = self.directory / str(step)
-                path.rename(_unused(self.directory / f"{step}.damaged"))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("convnext_jax.checkpoints.set_aside")
-        self._manager.reload()
-
-
-@dataclasses.dataclass
-class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the newest `newest` steps and the one with the highest score."""
-
-    newest: int
-    scores: Mapping[int, float]
-
-    def should_preserve(
-        self,
-        checkpoints: Sequence[Any],
-        *,
-        context: Any,
-    ) -> Sequence[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        keep = set(sorted(steps)[-self.newest :])
-        ranked = [step for step in steps if step in self.scores]
-        if ranked:
-            keep.add(max(ranked, key=lambda step: (self.scores[step], step)))
-        return [step in keep for step in steps]
-
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     """Leaves out the stack that each of Orbax's threads prints when a save fails: it is raised."""
@@ -431,11 +365,3 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 def _names(directory: epath.Path) -> list[str]:
     return [path.name for path in directory.iterdir()] if directory.exists() else []
-
-
-def _unused(path: epath.Path) -> epath.Path:
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate

@@ -34,7 +34,6 @@ PROCESS = """
     with Checkpointer(directory) as checkpointer:
         for step in (1, 2):
             assert checkpointer.save(step, state(step), metadata={"at": step})
-        assert not checkpointer.reached_preemption(2)
     multihost_utils.sync_global_devices("saved")
     if index == 0:  # what the other process wrote, and alone will read again
         for path in glob.glob(f"{directory}/2/state/ocdbt.process_1/d/*"):
