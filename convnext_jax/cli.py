@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from convnext_jax import recipes
+from convnext_jax import config_checks, recipes
 from convnext_jax.distributed.joining import exits_at_once
 from convnext_jax.errors import (
     RESUME_STATUS,
@@ -159,7 +159,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
             + (f"; the nearest are {', '.join(near)}" if near else "")
         )
     config = _get_config(file, argument)
-    recipes.check_fields(config)
+    config_checks.check_fields(config)
     overrides = _with_new_arguments(config, overrides)
     known = field_names(config)
     for override in overrides:
@@ -174,7 +174,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(f"a field's value is of the wrong type: {error}") from error
-    recipes.check_values(config)
+    config_checks.check_values(config)
     return config
 
 

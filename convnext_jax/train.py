@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from convnext_jax import cli, experiment, recipes
+from convnext_jax import cli, config_checks, experiment, recipes
 from convnext_jax.convert.stored import find_weights
 from convnext_jax.data.loader import eval_loader, train_loader
 from convnext_jax.distributed import joining
@@ -107,7 +107,7 @@ def train(
             workdir,
             settings,
             allow=allow_config_change or checkpointer.latest_step() is None,
-            ignore=recipes.FREE_FIELDS,
+            ignore=config_checks.FREE_FIELDS,
             defaults=recipes.base().to_dict(),
             how_to_allow="give --allow_config_change",
         )

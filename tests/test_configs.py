@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from convnext_jax import cli, experiment, recipes
+from convnext_jax import cli, config_checks, experiment, recipes
 from convnext_jax.errors import UserError
 from convnext_jax.models.roadmap_steps import STEPS
 from convnext_jax.training.sharding import create_mesh
@@ -509,7 +509,7 @@ def test_docstring_names_hardware_and_accuracy(name):
 @pytest.mark.parametrize("variant", TABLE)
 def test_values(variant):
     config = load(variant)
-    recipes.check_fields(config)
+    config_checks.check_fields(config)
     for field, value in TABLE[variant].items():
         found = config
         for key in field.split("."):

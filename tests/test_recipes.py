@@ -1,6 +1,6 @@
 import pytest
 
-from convnext_jax import comparison_recipes, recipes
+from convnext_jax import comparison_recipes, config_checks, recipes
 from convnext_jax.errors import UserError
 
 
@@ -24,15 +24,15 @@ from convnext_jax.errors import UserError
 )
 def test_a_number_out_of_bounds_names_its_field(field, value):
     config = recipes.base()
-    recipes.check_values(config)
+    config_checks.check_values(config)
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=f"config.{field} is .* it must"):
-        recipes.check_values(config)
+        config_checks.check_values(config)
 
 
 def test_the_bounds_are_those_of_fields():
     config = recipes.base()
-    for name in recipes._BOUNDS:
+    for name in config_checks.BOUNDS:
         section, _, key = name.rpartition(".")
         assert key in (config[section] if section else config)
 

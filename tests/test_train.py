@@ -19,8 +19,8 @@ from runs import (
 )
 
 from convnext_jax import experiment
+from convnext_jax.config_checks import FREE_FIELDS
 from convnext_jax.errors import RunStoppedError, UserError
-from convnext_jax.recipes import FREE_FIELDS
 from convnext_jax.train import train
 from convnext_jax.training.sharding import create_mesh
 from convnext_jax.training.state import abstract_state

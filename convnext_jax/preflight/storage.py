@@ -12,10 +12,11 @@ from pathlib import Path
 from etils import epath
 from ml_collections import ConfigDict
 
+from convnext_jax.config_checks import FREE_FIELDS
 from convnext_jax.errors import UserError
 from convnext_jax.preflight.description import process_bytes, whole_bytes
 from convnext_jax.preflight.examination import Finding, Status
-from convnext_jax.recipes import FREE_FIELDS, base
+from convnext_jax.recipes import base
 from convnext_jax.training.state import TrainState
 from convnext_jax.training.workdir import absolute_path, config_differences
 
