@@ -87,10 +87,10 @@ class Pod:
         self._files[number].flush()
         with open(f"/proc/self/fd/{self._files[number].fileno()}") as file:
             text = file.read()
-        # Of the collectives' own lines each process prints some, and C++ what it finds remarkable.
-        return "".join(
-            line for line in text.splitlines(True) if not re.match(r"\[Gloo\]|[IW]\d{4} ", line)
-        )
+        # Of the collectives' own lines each process prints some, from several threads, so that they
+        # may tear each other; and C++ what it finds remarkable.
+        foreign = re.compile(r"\[Gloo\]|[IW]\d{4} |.*connected peer ranks|\s*$")
+        return "".join(line for line in text.splitlines(True) if not foreign.match(line))
 
 
 def python(*arguments):
