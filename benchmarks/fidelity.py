@@ -27,7 +27,7 @@ import numpy as np
 from fidelity_training import PARITY, train_ours, train_torch
 from scipy import stats
 
-from convnext_jax import cli
+from convnext_jax import cli, config_files
 from convnext_jax.errors import UserError
 from convnext_jax.tables import markdown_table
 from convnext_jax.training.reporting import read_metrics
@@ -152,7 +152,7 @@ def make_bfloat16(results, arguments):
                 f"--config.model.dtype={dtype}",
                 f"--config.seed={seed}",
             ]
-            config = cli.load_config(str(ROOT / "configs" / "digits.py"), overrides)
+            config = config_files.load_config(str(ROOT / "configs" / "digits.py"), overrides)
             results.keep(
                 "bfloat16", f"{dtype}, seed {seed}", lambda config=config: train_ours(config)
             )
@@ -226,7 +226,7 @@ def make_accuracy(results, arguments):
     else:
         path, extra = "cifar10.py:folder", [f"--config.data.data_dir={arguments.data_dir}"]
     for seed in range(arguments.seeds or SEEDS[which]):
-        config = cli.load_config(
+        config = config_files.load_config(
             str(ROOT / "configs" / path),
             [
                 *FLIP_AND_CROP,

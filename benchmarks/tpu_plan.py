@@ -13,7 +13,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from convnext_jax import cli
+from convnext_jax import config_files
 from convnext_jax.analysis.tpu import tpu_topology
 from convnext_jax.plan_report import page, table
 from convnext_jax.planning.planned_run import PlannedRun
@@ -31,7 +31,7 @@ def main():
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     folder = Path(__file__).parents[1] / "configs"
-    configs = [cli.load_config(str(folder / f"{name}.py")) for name in arguments.configs]
+    configs = [config_files.load_config(str(folder / f"{name}.py")) for name in arguments.configs]
     runs = [
         PlannedRun(config, topology, training_set(config))
         for config in configs

@@ -1,23 +1,15 @@
-"""What the programs share at their border with the shell: configs, and mistakes in one sentence."""
+"""What the programs share at their border with the shell: arguments, mistakes, exit statuses."""
 
 import argparse
-import ast
 import contextlib
-import difflib
-import importlib.util
-import inspect
 import logging
 import os
-import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-
-from convnext_jax import config_checks, recipes
 from convnext_jax.distributed.joining import exits_at_once
 from convnext_jax.errors import (
     RESUME_STATUS,
@@ -27,155 +19,50 @@ from convnext_jax.errors import (
     UserError,
 )
 
-
-def field_names(config: ConfigDict, prefix: str = "config") -> list[str]:
-    """Every field of a config as the command line writes it, `config.optim.learning_rate`."""
-    names = []
-    for key, value in config.items():
-        name = f"{prefix}.{key}"
-        names += field_names(value, name) if isinstance(value, ConfigDict) else [name]
-    return names
+COMMAND = "convnext-jax"
+INTERRUPTED_STATUS = 130  # a shell's, 128 + SIGINT
 
 
-def _get_config(file: Path, argument: str | None) -> ConfigDict:
-    # Not by ml_collections' own loader, which needs a method that Python is about to drop.
-    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{file} is no Python file; a config is one, with a function get_config()")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{file} has no function get_config(); begin from another file of its kind")
-    _check_argument(module.get_config, file, argument)
-    if argument is None:
-        config = module.get_config()
-    else:
-        try:
-            config = module.get_config(argument)
-        except UserError:
-            raise
-        except ValueError as error:
-            raise UserError(
-                f"{file} does not take {argument!r} after the colon: {error}"
-            ) from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"get_config() of {file} returned no ConfigDict; begin from recipes.base()")
-    return config
-
-
-def _check_argument(get_config: Callable[..., object], file: Path, argument: str | None) -> None:
-    parameters = list(inspect.signature(get_config).parameters.values())
-    if argument is not None and not parameters:
-        raise UserError(
-            f"{file} takes nothing after a colon; leave out :{argument}, and set fields by "
-            "--config.FIELD=VALUE"
-        )
-    needed = [
-        p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
-    ]
-    if argument is None and needed:
-        raise UserError(f"{file} needs its {needed[0]} after a colon, {file}:{needed[0].upper()}")
-
-
-def _split(path: str) -> tuple[Path, str | None]:
-    """The file, and what follows the colon; a drive's colon (`C:...`) is part of the file."""
-    match = re.fullmatch(r"(.*?\.py):(.*)", path, re.DOTALL)
-    if match is None or Path(path).is_file():
-        return Path(path), None
-    return Path(match[1]), match[2]
-
-
-def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    # absl knows no flag that is either a number or None, so None is taken out beforehand.
-    base = recipes.base()
-    optional = [name for name in field_names(base) if _value(base, name) is None]
-    cleared: dict[str, bool] = {}
-    typed = []
-    for override in overrides:
-        name, _, value = override.lstrip("-").partition("=")
-        none = name in optional and value == "None"
-        cleared[name] = none
-        if not none:
-            typed.append(override)
-    argv = ["program", *typed]
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-    rest = values(argv)[1:]
-    if rest:
-        raise UserError(f"{rest[0]!r} is not understood; fields are set by --config.FIELD=VALUE")
-    result: ConfigDict = holder.value
-    result.update_from_flattened_dict(
-        {name.removeprefix("config."): None for name, none in cleared.items() if none}
-    )
-    return result
-
-
-def _with_new_arguments(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
-    """Sets arguments of the model that the config file does not have; returns the other overrides.
-
-    Their types are the model's affair, so values are read as Python writes them.
-    """
-    rest = []
-    for override in overrides:
-        match = re.fullmatch(r"--?config\.model\.overrides\.(\w+)=(.*)", override, re.DOTALL)
-        if match is None or match[1] in config.model.overrides:
-            rest.append(override)
-            continue
-        value: object = match[2]
-        with contextlib.suppress(ValueError, SyntaxError):
-            value = ast.literal_eval(match[2])
-        with config.unlocked():
-            config.model.overrides[match[1]] = value
-    return rest
-
-
-def _value(config: ConfigDict, name: str) -> object:
-    for key in name.split(".")[1:]:
-        config = config[key]
-    return config
-
-
-def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Runs a config file's `get_config` and sets single fields.
+def make_parser(
+    program: str, description: str, examples: str, notes: str = ""
+) -> argparse.ArgumentParser:
+    """An argument parser whose --help names the command that was typed.
 
     Args:
-      path: of the Python file; what follows a colon behind `.py` goes to `get_config` as its
-        argument.
-      overrides: `--config.any.field=value`, as on the command line.
+      program: the module's name, `train` for `convnext_jax.train`.
+      description: a sentence or a few, wrapped here.
+      examples: commands, each begun with `python -m convnext_jax.`; a line of words that stands
+        before a command, indented less than it, says what it is for.
+      notes: a paragraph below the examples, wrapped here.
 
     Returns:
-      The config, its fields checked against `recipes.base()`.
-
-    Raises:
-      UserError: if there is no such file, no such field, or a value is of another type, or if the
-        file does not take what follows the colon, or needs it.
+      The parser, without arguments.
     """
-    file, argument = _split(path)
-    if not file.is_file():
-        there = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        near = difflib.get_close_matches(str(file), there, n=3, cutoff=0.0)
-        raise UserError(
-            f"there is no config file {file}"
-            + (f"; the nearest are {', '.join(near)}" if near else "")
-        )
-    config = _get_config(file, argument)
-    config_checks.check_fields(config)
-    overrides = _with_new_arguments(config, overrides)
-    known = field_names(config)
-    for override in overrides:
-        match = re.match(r"--?(?:no)?(config\.[\w.]+)", override)
-        if override.startswith("-") and (not match or match[1] not in known):
-            field = match[1] if match else override
-            near = difflib.get_close_matches(field, known, n=3, cutoff=0.0)
-            raise UserError(f"{field} is not a field of {file}; the nearest are {', '.join(near)}")
-    try:
-        config = _override(config, overrides)
-    except UserError:
-        raise
-    except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(f"a field's value is of the wrong type: {error}") from error
-    config_checks.check_values(config)
-    return config
+    prefix = f"{COMMAND} " if Path(sys.argv[0]).stem == COMMAND else "python -m convnext_jax."
+
+    def as_typed(text: str) -> str:
+        return text.replace("python -m convnext_jax.", prefix)
+
+    epilog = f"examples:\n{textwrap.indent(textwrap.dedent(as_typed(examples)).strip(), '  ')}\n"
+    if notes:
+        epilog += f"\n{textwrap.fill(as_typed(notes), 79)}\n"
+    return argparse.ArgumentParser(
+        prog=prefix + program,
+        description=textwrap.fill(as_typed(description), 79),
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --config; what is given goes to `config_files.load_config`."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="a Python file with get_config(), or one of the library's own, as configs/tiny.py",
+    )
 
 
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
@@ -211,8 +98,8 @@ def run(program: Callable[[Sequence[str]], object], argv: Sequence[str] | None =
 
     Returns:
       The exit status: 0, 2 after a `UserError`, 75 after a `RunInterruptedError`, 1 after another
-      `RunStoppedError` or a `ProcessFailedError`. Where other processes may wait for this one it
-      does not return, but exits.
+      `RunStoppedError` or a `ProcessFailedError`, 130 after Ctrl-C. Where other processes may wait
+      for this one it does not return, but exits.
     """
     log = logging.getLogger("convnext_jax")
     # A handler of its own, since absl, which Orbax brings, has claimed the root logger by now.
@@ -239,7 +126,16 @@ def _status(program: Callable[[Sequence[str]], object], argv: Sequence[str]) -> 
     except (RunStoppedError, ProcessFailedError) as error:
         print(f"stopped: {error}", file=sys.stderr)
         return RESUME_STATUS if isinstance(error, RunInterruptedError) else 1
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED_STATUS
+        if isinstance(error, BrokenPipeError):
+            # Whoever read the output, as `head`, has seen enough. What is left in the buffer must
+            # not be tried again when the interpreter ends.
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         if not exits_at_once():
             raise
         traceback.print_exc()

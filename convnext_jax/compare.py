@@ -10,7 +10,6 @@ paper's comparison: T, S and B of ConvNeXt and of Swin. See docs/roadmap.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -38,13 +37,20 @@ _PAPERS = [
 ]
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
+_EXAMPLES = """
+the paper's comparison: T, S and B of ConvNeXt and of Swin
+  python -m convnext_jax.compare
+others
+  python -m convnext_jax.compare --models convnext_tiny swin_tiny resnet50 --batch_size 32
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> list[Compared]:
     """The program; `argv` are the arguments after its name."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convnext_jax.compare",
-        description="Set networks side by side: size, accuracy as published, throughput.",
-        allow_abbrev=False,
+    parser = cli.make_parser(
+        "compare",
+        "Set networks side by side: size, accuracy as published, throughput.",
+        _EXAMPLES,
     )
     parser.add_argument(
         "--models", nargs="+", default=_PAPERS, metavar="NAME", help="of the registry"

@@ -37,6 +37,14 @@ from convnext_jax.preflight.examination import Examination, Missing, Status
 from convnext_jax.preflight.report import Report
 from convnext_jax.preflight.table import Row, render, rows
 
+_EXAMPLES = """
+on every host, before the run is started there
+  python -m convnext_jax.doctor --config configs/base.py --workdir runs/base
+with what a plan foretells of pace and memory, and all that was found as JSON
+  python -m convnext_jax.doctor --config configs/base.py --workdir runs/base \\
+    --plan plan.json --json found.json
+"""
+
 # The devices of a large slice may take minutes to start.
 DEVICE_SECONDS = 600.0
 # For all processes to be done with their own checks, several of which may have waited in vain.
@@ -224,14 +232,14 @@ def write_json(path: Path, result: Result) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The program; `argv` are the arguments after its name."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convnext_jax.doctor",
-        description="Look at all that a run needs, on all hosts, before it is started.",
-        epilog="Give it the arguments of the training program: any field of the config is set by "
+    parser = cli.make_parser(
+        "doctor",
+        "Look at all that a run needs, on all hosts, before it is started.",
+        _EXAMPLES,
+        "Give it the arguments of the training program: any field of the config is set by "
         "--config.FIELD=VALUE.",
-        allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="a Python file with get_config()")
+    cli.add_config_argument(parser)
     parser.add_argument("--workdir", required=True, help="the run's; nothing is left in it")
     parser.add_argument("--plan", type=Path, help="what convnext_jax.plan --json wrote")
     parser.add_argument("--json", type=Path, help="where to write all that was found")

@@ -293,18 +293,28 @@ def _check_output(path: Path | None, *, overwrite: bool) -> None:
         raise UserError(f"{path} exists already; give another name, or --overwrite")
 
 
+_EXAMPLES = """
+published weights on ImageNet's validation images
+  python -m convnext_jax.evaluate --weights convnext_tiny_1k_224_ema.pth --dataset imagenet2012
+a run's weights on a folder with one folder a class
+  python -m convnext_jax.evaluate --weights runs/photos --dataset folder --data_dir PHOTOS
+at another size, with each class's accuracy
+  python -m convnext_jax.evaluate --weights W --dataset imagenet2012 --size 288 --csv classes.csv
+"""
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m convnext_jax.evaluate",
-        description="Measure a model's top-1 and top-5 accuracy and its loss, every image once. "
+    parser = cli.make_parser(
+        "evaluate",
+        "Measure a model's top-1 and top-5 accuracy and its loss, every image once. "
         "Accuracies come with Wilson's 95 % score interval: what another draw of as many images "
         "could have given.",
-        epilog="Data sets are those of python -m convnext_jax.train, and by their TFDS names "
+        _EXAMPLES,
+        "Data sets are those of python -m convnext_jax.train, and by their TFDS names "
         "imagenet_v2/matched-frequency, imagenet_a and imagenet_r (answers among their 200 "
         "classes), imagenet_sketch, imagenet2012_real (one of several right labels must be "
         "hit), imagenet2012_corrupted/fog_3 and its like; imagenet_c means all 15 corruptions at 5 "
         "severities, also as the authors' own folders, and gives the mean corruption error.",
-        allow_abbrev=False,
     )
     cli.add_weights_arguments(parser)
     parser.add_argument("--dataset", required=True, help='its name, or "folder"; see below')

@@ -27,7 +27,7 @@ from convnext_jax.exporting.onnx_graph import OPSET, export_onnx
 from convnext_jax.exporting.stablehlo import PLATFORMS, export_stablehlo
 from convnext_jax.inference import at_size
 
-_EXAMPLES = """examples:
+_EXAMPLES = """
   one program for CPU, TPU and CUDA, of any batch size
     python -m convnext_jax.export --weights convnext_tiny_1k_224_ema.pth tiny.stablehlo
   with the weights in a file of their own, for bfloat16 on TPUs
@@ -35,9 +35,6 @@ _EXAMPLES = """examples:
       --weights_as_arguments tiny.stablehlo
   for onnxruntime, of any image size
     python -m convnext_jax.export --weights W --format onnx --size any tiny.onnx
-
-By default the file takes uint8 pixels and normalises them itself: a caller who forgets to, or does
-it with another mean, gets plausible nonsense, and bytes cost a quarter of the transfer.
 """
 
 _STABLEHLO_USE = """use it without this library:
@@ -109,12 +106,13 @@ def _at_size(pretrained: Pretrained, size: str | None) -> tuple[Pretrained, int 
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m convnext_jax.export",
-        description="Write a network as StableHLO or ONNX.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = cli.make_parser(
+        "export",
+        "Write a network as StableHLO or ONNX.",
+        _EXAMPLES,
+        "By default the file takes uint8 pixels and normalises them itself: a caller who forgets "
+        "to, or does it with another mean, gets plausible nonsense, and bytes cost a quarter of "
+        "the transfer.",
     )
     parser.add_argument(
         "file", type=Path, metavar="FILE", help="to write; FILE.json goes beside it"

@@ -9,13 +9,12 @@ what it says: memory, time, what costs most, what is exchanged. How to read it: 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from convnext_jax import cli
+from convnext_jax import cli, config_files
 from convnext_jax.analysis.tpu import tpu_topology
 from convnext_jax.output_files import check_output
 from convnext_jax.plan_report import page, table
@@ -23,17 +22,27 @@ from convnext_jax.planning.planned_run import PlannedRun
 from convnext_jax.planning.planner import Plan, make_plan
 from convnext_jax.planning.training_sets import training_set
 
+_EXAMPLES = """
+a page on one topology
+  python -m convnext_jax.plan --config configs/base.py --topology v5e:16x16
+the same run on several, side by side
+  python -m convnext_jax.plan --config configs/base.py --compare v4:2x2x2 v5e:4x4 v6e:4x4
+with another batch, and its blocks rematerialised
+  python -m convnext_jax.plan --config configs/large.py --topology v5e:8x8 \\
+    --config.batch_size=1024 --config.model.remat=true
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> list[Plan]:
     """The program; `argv` are the arguments after its name."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convnext_jax.plan",
-        description="Plan a run on TPUs, by compiling its training step. No TPU is needed.",
-        epilog="Any field of the config is set by --config.FIELD=VALUE, for example "
-        "--config.batch_size=1024 --config.model.remat=true.",
-        allow_abbrev=False,
+    parser = cli.make_parser(
+        "plan",
+        "Plan a run on TPUs, by compiling its training step. No TPU is needed.",
+        _EXAMPLES,
+        "Any field of the config is set by --config.FIELD=VALUE. All figures are the TPU "
+        "compiler's estimates.",
     )
-    parser.add_argument("--config", required=True, help="a Python file with get_config()")
+    cli.add_config_argument(parser)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--topology", help="chip and shape, as v5e:16x16 or v4:4x4x8: a page")
     where.add_argument("--compare", nargs="+", metavar="TOPOLOGY", help="several: a table")
@@ -48,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> list[Plan]:
     arguments, overrides = parser.parse_known_args(argv)
 
     # Whatever can be wrong, before the first compilation.
-    config = cli.load_config(arguments.config, overrides)
+    config = config_files.load_config(arguments.config, overrides)
     data = training_set(config, arguments.examples)
     check_output(arguments.json, overwrite=arguments.overwrite)
     runs = [

@@ -22,15 +22,13 @@ from convnext_jax.data.photographs import find_photographs
 from convnext_jax.errors import UserError
 from convnext_jax.inference import at_size, batches, embed, load_image, predict
 
-_EXAMPLES = """examples:
+_EXAMPLES = """
   the five likeliest classes of each image, as a table
     python -m convnext_jax.predict --weights convnext_tiny_1k_224_ema.pth cat.jpg dog.png
   of all images in a folder, as one JSON document
     python -m convnext_jax.predict --weights runs/flowers --json holiday/ > holiday.json
   embeddings, for a search or a linear probe
     python -m convnext_jax.predict --weights W --features holiday.npz holiday/
-
-An image that can't be read is reported on standard error and left out; the exit status is then 1.
 """
 
 
@@ -64,12 +62,12 @@ def _write_features(
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m convnext_jax.predict",
-        description="Name what is on images, or write their features.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = cli.make_parser(
+        "predict",
+        "Name what is on images, or write their features.",
+        _EXAMPLES,
+        "An image that can't be read is reported on standard error and left out; the exit status "
+        "is then 1.",
     )
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="image files, folders of them, or glob patterns"

@@ -10,7 +10,6 @@ paper's figures. See docs/roadmap.md.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import sys
@@ -32,13 +31,18 @@ _ENDS: dict[Road, tuple[str, str, str]] = {
     "b": ("ResNet-200", "ConvNeXt-B", "Swin-B"),
 }
 
+_EXAMPLES = """
+the steps to ConvNeXt-T, and their picture
+  python -m convnext_jax.roadmap --chart roadmap_t.svg
+those to ConvNeXt-B, their figures as CSV
+  python -m convnext_jax.roadmap --road b --csv roadmap_b.csv
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """The program; `argv` are the arguments after its name."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convnext_jax.roadmap",
-        description="Print the steps from ResNet to ConvNeXt, and draw them.",
-        allow_abbrev=False,
+    parser = cli.make_parser(
+        "roadmap", "Print the steps from ResNet to ConvNeXt, and draw them.", _EXAMPLES
     )
     parser.add_argument("--road", choices=ROADS, default="t", help="t, to ConvNeXt-T, or b")
     parser.add_argument("--steps", nargs="+", metavar="STEP", help="some steps, as 07_dw_first")

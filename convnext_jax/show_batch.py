@@ -5,7 +5,6 @@ with --operations, instead, one sheet for each operation of the config's policy:
 arguments what the accelerator makes of an image, and what Pillow does.
 """
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from convnext_jax import cli, experiment
+from convnext_jax import cli, config_files, experiment
 from convnext_jax.contact_sheets import Tile, contact_sheet
 from convnext_jax.data.augment import AugmentConfig
 from convnext_jax.data.color_ops import round_factor
@@ -26,6 +25,14 @@ from convnext_jax.data.operations import OPERATIONS
 from convnext_jax.data.pillow_ops import pillow
 from convnext_jax.errors import UserError
 from convnext_jax.training.step import prepare_batch
+
+_EXAMPLES = """
+a batch as the network sees it, to batch.png
+  python -m convnext_jax.show_batch --config configs/digits.py
+each operation of the policy, over its range, beside Pillow's
+  python -m convnext_jax.show_batch --config configs/finetune_folder.py \\
+    --config.data.data_dir=PHOTOS --operations
+"""
 
 COLUMNS = 8
 _FACTORS = (0.1, 0.4, 0.7, 1.3, 1.6, 1.9)
@@ -164,13 +171,13 @@ def _save(image: Image.Image, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The program; `argv` are the arguments after its name."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convnext_jax.show_batch",
-        description="Write a contact sheet of an augmented training batch.",
-        epilog="Any field of the config is set by --config.FIELD=VALUE.",
-        allow_abbrev=False,
+    parser = cli.make_parser(
+        "show_batch",
+        "Write a contact sheet of an augmented training batch.",
+        _EXAMPLES,
+        "Any field of the config is set by --config.FIELD=VALUE.",
     )
-    parser.add_argument("--config", required=True, help="a Python file with get_config()")
+    cli.add_config_argument(parser)
     parser.add_argument(
         "--out", type=Path, help="the PNG file, batch.png; with --operations a folder, operations"
     )
@@ -183,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, overrides = parser.parse_known_args(argv)
     if arguments.images < 1 or arguments.step < 0:
         raise UserError("--images must be 1 or more, --step 0 or more")
-    config = cli.load_config(arguments.config, [*overrides, "--config.data.workers=0"])
+    config = config_files.load_config(arguments.config, [*overrides, "--config.data.workers=0"])
     config.batch_size = arguments.images
 
     if not arguments.operations:

@@ -6,7 +6,6 @@ number, which is why a run that is killed and started again goes on exactly wher
 checkpoint was.
 """
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
@@ -16,11 +15,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from convnext_jax import cli, config_checks, experiment, recipes
+from convnext_jax import cli, config_checks, config_files, experiment, recipes
 from convnext_jax.convert.stored import find_weights
 from convnext_jax.data.loader import eval_loader, train_loader
 from convnext_jax.distributed import joining
 from convnext_jax.errors import UserError
+from convnext_jax.next_steps import next_steps
 from convnext_jax.start_up import start_up_report
 from convnext_jax.training import sharding
 from convnext_jax.training.checkpoints import Checkpointer
@@ -35,6 +35,17 @@ from convnext_jax.training.state import TrainState, abstract_state, create_state
 from convnext_jax.training.step import jit_eval_step, jit_train_step, make_eval_step
 from convnext_jax.training.step_log import StepLog
 from convnext_jax.training.workdir import check_config
+
+_EXAMPLES = """
+the handwritten digits, which need no data set
+  python -m convnext_jax.train --config configs/digits.py --workdir runs/digits
+ConvNeXt-T on ImageNet, with other values for two fields
+  python -m convnext_jax.train --config configs/tiny.py --workdir runs/tiny \\
+    --config.optim.learning_rate=1e-3 --config.total='50 epochs'
+your own photographs, from published weights
+  python -m convnext_jax.train --config configs/finetune_folder.py --workdir runs/photos \\
+    --config.data.data_dir=PHOTOS --config.init_from=convnext_tiny_22k_224.pth
+"""
 
 # Steps given to the devices ahead of the one whose result is awaited. More would only pin batches.
 STEPS_IN_FLIGHT = 2
@@ -303,7 +314,8 @@ def train(
             skipped = int(jax.device_get(state.skipped))
             reporter.finish(
                 ({"steps left out": f"{skipped:,}, not finite"} if skipped else {})
-                | {"checkpoints": checkpointer.directory}
+                | {"checkpoints": checkpointer.directory},
+                next_steps(config, model, workdir),
             )
     return {"step": steps.total, "skipped": skipped, **metrics}
 
@@ -317,14 +329,14 @@ def _weights_to_start_from(config: ConfigDict) -> StoredWeights:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The program; `argv` are the arguments after its name."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convnext_jax.train",
-        description="Train a network. A workdir that holds checkpoints is resumed.",
-        epilog="Any field of the config is set by --config.FIELD=VALUE, for example "
-        "--config.optim.learning_rate=1e-3 --config.total='50 epochs'.",
-        allow_abbrev=False,
+    parser = cli.make_parser(
+        "train",
+        "Train a network. A workdir that holds checkpoints is resumed.",
+        _EXAMPLES,
+        "Any field of the config is set by --config.FIELD=VALUE, and an argument of the network by "
+        "--config.model.overrides.ARGUMENT=VALUE; recipes.py lists the fields.",
     )
-    parser.add_argument("--config", required=True, help="a Python file with get_config()")
+    cli.add_config_argument(parser)
     parser.add_argument("--workdir", required=True, help="for checkpoints, logs and curves")
     parser.add_argument(
         "--allow_config_change",
@@ -333,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     joining.add_arguments(parser)
     arguments, overrides = parser.parse_known_args(argv)
-    config = cli.load_config(arguments.config, overrides)
+    config = config_files.load_config(arguments.config, overrides)
     with joining.joined(arguments):
         return train(config, arguments.workdir, allow_config_change=arguments.allow_config_change)
 

@@ -6,7 +6,7 @@ import textwrap
 import pytest
 from runs import CONFIG_FILE, digit_folder
 
-from convnext_jax import cli, train
+from convnext_jax import cli, config_files, train
 from convnext_jax.errors import RunStoppedError, UserError
 
 pytest_plugins = ["run_fixtures"]
@@ -142,7 +142,7 @@ def test_what_follows_the_colon(tmp_path, signature, argument, parts):
     body = "int(size)" if signature.startswith("size") else "None"
     path.write_text(f"def get_config({signature}):\n    return {body}\n")
     with pytest.raises(UserError) as caught:
-        cli.load_config(f"{path}{argument}")
+        config_files.load_config(f"{path}{argument}")
     assert [part for part in parts if part not in str(caught.value)] == []
     assert str(path) in str(caught.value)
 
@@ -156,12 +156,12 @@ def test_colons_that_belong_to_the_path(tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-        assert cli.load_config(name).total == "1 epoch"
-        assert cli.load_config(f"{path}").total == "1 epoch"
-    assert cli.load_config("C:/runs.py:2 epochs").total == "2 epochs"
-    assert cli.load_config("C:/runs.py:2:3").total == "2:3"
+        assert config_files.load_config(name).total == "1 epoch"
+        assert config_files.load_config(f"{path}").total == "1 epoch"
+    assert config_files.load_config("C:/runs.py:2 epochs").total == "2 epochs"
+    assert config_files.load_config("C:/runs.py:2:3").total == "2:3"
     with pytest.raises(UserError, match=r"no config file C:\\runs\\absent\.py"):
-        cli.load_config("C:\\runs\\absent.py:t")
+        config_files.load_config("C:\\runs\\absent.py:t")
 
 
 def test_a_config_file_without_get_config(mistake, tmp_path):
@@ -217,7 +217,7 @@ def test_what_argparse_asks_for(capsys):
 
 
 def test_fields_are_set_by_their_types():
-    config = cli.load_config(
+    config = config_files.load_config(
         str(CONFIG_FILE),
         [
             "--config.optim.learning_rate=1e-3",

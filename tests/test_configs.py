@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from convnext_jax import cli, config_checks, experiment, recipes
+from convnext_jax import config_checks, config_files, experiment, recipes
 from convnext_jax.errors import UserError
 from convnext_jax.models.roadmap_steps import STEPS
 from convnext_jax.training.sharding import create_mesh
@@ -444,7 +444,9 @@ NEEDS_ARGUMENT = {"roadmap": "roadmap:t/07_dw_first"}
 
 def load(variant: str, *overrides: str) -> ConfigDict:
     name, colon, argument = variant.partition(":")
-    return cli.load_config(str(ROOT / "configs" / f"{name}.py") + colon + argument, overrides)
+    return config_files.load_config(
+        str(ROOT / "configs" / f"{name}.py") + colon + argument, overrides
+    )
 
 
 def docstring(name: str) -> str:
@@ -479,7 +481,7 @@ def test_docstring_commands_load(name, monkeypatch):
         path, _, argument = options["--config"].partition(":")
         assert path == f"configs/{name}.py"
         assert (f"{name}:{argument}" if argument else name) in TABLE
-        config = cli.load_config(options["--config"], command[7:])
+        config = config_files.load_config(options["--config"], command[7:])
         assert config.init_from != "", "the command must say what to start from"
 
 
@@ -589,7 +591,7 @@ def test_every_field_of_a_comparison_is_in_the_table():
     operation += r"|data\.(data_dir|validation_fraction|workers|decoder|on_bad_image)"
     operation += r"|augment\.crop_padding|optim\.(momentum|nesterov|decay_rate|decay_every)"
     operation += r"|mix\.group_size)"
-    fields = [name.removeprefix("config.") for name in cli.field_names(recipes.base())]
+    fields = [name.removeprefix("config.") for name in config_files.field_names(recipes.base())]
     fields = [name for name in fields if not re.fullmatch(operation, name)]
     assert len(fields) > 50
     for variant in ("resnet50", "resnet50_a1", "resnet50_a3", "swin_tiny", "roadmap:t/05_width"):

@@ -6,7 +6,6 @@ of others. The layout and the model are read off the tensors.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -33,18 +32,17 @@ from convnext_jax.training.weight_checkpoints import save_weights
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The program; `argv` are the arguments after its name."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convnext_jax.convert",
-        description="Convert published weights of ConvNeXt, ResNet and Swin, without PyTorch. The "
+    parser = cli.make_parser(
+        "convert",
+        "Convert published weights of ConvNeXt, ResNet and Swin, without PyTorch. The "
         "layout (official, timm, torchvision, transformers, …) and the model are read off the "
         "tensors.",
-        epilog="""examples:
-  python -m convnext_jax.convert convnext_tiny_1k_224_ema.pth weights/tiny
-  python -m convnext_jax.convert hf://timm/convnext_tiny.fb_in1k weights/tiny
-  python -m convnext_jax.convert model.safetensors --dry-run
-  python -m convnext_jax.convert runs/tiny tiny.safetensors --to safetensors --layout timm""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        """
+        python -m convnext_jax.convert convnext_tiny_1k_224_ema.pth weights/tiny
+        python -m convnext_jax.convert hf://timm/convnext_tiny.fb_in1k weights/tiny
+        python -m convnext_jax.convert model.safetensors --dry-run
+        python -m convnext_jax.convert runs/tiny tiny.safetensors --to safetensors --layout timm
+        """,
     )
     parser.add_argument(
         "source",
@@ -62,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--layout",
         choices=WAYS_BACK,
-        help="whose names a safetensors file gets; by default the source's own, else the authors'",
+        metavar="NAME",
+        help=f"whose names a safetensors file gets: {', '.join(WAYS_BACK)}; by default the "
+        "source's own, else the authors'",
     )
     parser.add_argument("--sha256", help="what the source file must hash to")
     parser.add_argument(

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Iterator
@@ -52,9 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     group = parser.add_argument_group(
         "several processes",
-        "On a TPU pod, under SLURM, Open MPI and in Kubernetes jobs nothing is to be given: the "
-        "same command starts on every host. Elsewhere the first three say it, or the environment's "
-        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+        # Wrapped here, since the programs keep their examples' lines as they are.
+        textwrap.fill(
+            "On a TPU pod, under SLURM, Open MPI and in Kubernetes jobs nothing is to be given: "
+            "the same command starts on every host. Elsewhere the first three say it, or the "
+            "environment's JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+            77,
+        ),
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from convnext_jax import cli, experiment
+from convnext_jax import config_files, experiment
 from convnext_jax.analysis.macs import count_macs, count_parameters
 from convnext_jax.convert.stored import find_weights
 from convnext_jax.data.sources import Source
@@ -26,9 +26,9 @@ def config(path: str, overrides: list[str]) -> Finding[ConfigDict]:
     """Loads the config.
 
     Raises:
-      UserError: see `cli.load_config`.
+      UserError: see `config_files.load_config`.
     """
-    loaded = cli.load_config(path, overrides)
+    loaded = config_files.load_config(path, overrides)
     text = json.dumps(loaded.to_dict(), sort_keys=True)
     if loaded.init_from == "":
         raise UserError(

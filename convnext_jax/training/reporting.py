@@ -166,11 +166,16 @@ class Reporter:
         shown = (console.metric(name, value) for name, value in metrics.items())
         self._console.print(console.line(self._position(step), "evaluation", *shown))
 
-    def finish(self, summary: Mapping[str, Any] | None = None) -> dict[str, float]:
+    def finish(
+        self,
+        summary: Mapping[str, Any] | None = None,
+        next_steps: Mapping[str, str] | None = None,
+    ) -> dict[str, float]:
         """Prints the summary table, draws `curves.png` over all of the run, and closes the logs.
 
         Args:
           summary: further rows, label -> value, such as where the checkpoints lie.
+          next_steps: label -> command, printed behind the summary.
 
         Returns:
           For each accuracy its last value by its own name and its best as `best_NAME`; `step`,
@@ -200,11 +205,13 @@ class Reporter:
             rows["data wait"] = f"{self.chrono.wait_fraction:.1%} of the training time"
         rows |= summary or {}
         rows["metrics"] = path
-        rows["tensorboard"] = f"tensorboard --logdir {self._workdir / TENSORBOARD_DIR}"
+        rows["tensorboard"] = self._workdir / TENSORBOARD_DIR
         if records:
             curves.plot_curves(records, picture, steps_per_epoch=self._steps_per_epoch)
             rows["curves"] = picture
         self._console.print("\n" + console.block({"summary": rows}))
+        if next_steps:
+            self._console.print("\n" + console.block({"next": next_steps}))
         self.close()
         return result
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from convnext_jax import cli, experiment
+from convnext_jax import config_files, experiment
 from convnext_jax.training import sharding
 from convnext_jax.training.state import create_state
 from convnext_jax.training.step import jit_train_step
@@ -28,7 +28,9 @@ def losses(dtype, learning_rate=4e-3):
         "model.dtype": dtype,
         "batch_size": 64,
     }
-    config = cli.load_config(str(CONFIG), [f"--config.{k}={v}" for k, v in overrides.items()])
+    config = config_files.load_config(
+        str(CONFIG), [f"--config.{k}={v}" for k, v in overrides.items()]
+    )
     mesh = sharding.create_mesh(devices=jax.devices()[:1])
     model = experiment.build_model(config, 10, 1)
     steps = experiment.durations(config, 1437)
