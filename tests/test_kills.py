@@ -54,7 +54,7 @@ def in_a_save(pod, newest):
 
 @pytest.mark.parametrize(
     "kills",
-    [pytest.param(6, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.nightly)],
+    [pytest.param(5, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.nightly)],
 )
 def test_killed_again_and_again(quick, tmp_path, kills):
     reference, workdir = tmp_path / "reference", tmp_path / "run"
