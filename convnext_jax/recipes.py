@@ -22,7 +22,7 @@ def base() -> ConfigDict:
     config.batch_size = 4096  # global, over all devices
     config.total = "300 epochs"  # durations: "… epochs", "… steps" or "… examples"
     config.ema_decay = placeholder(float)
-    # A checkpoint of this library to start from; "" stands for one that must be given.
+    # Weights to start from: a run, a conversion, or a file of others; "" must be replaced by some.
     config.init_from = placeholder(str)
     config.on_nonfinite = "stop"  # or "skip": leave such steps out, and count them
     # Stop where the loss stays above this times its running average for so many steps; None: never.

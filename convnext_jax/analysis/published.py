@@ -36,3 +36,18 @@ PUBLISHED_TOP1: Mapping[str, float] = {
         for step in STEPS
     },
 }
+
+# Trained on ImageNet-22K, fine-tuned on 1K, and evaluated at 224 and at 384 pixels; V2's huge has
+# no weights at 224. ConvNeXt: arXiv 2201.03545, table 1; V2: the authors' README.
+PUBLISHED_TOP1_FROM_22K: Mapping[str, tuple[float | None, float]] = {
+    "convnext_tiny": (82.9, 84.1),
+    "convnext_small": (84.6, 85.8),
+    "convnext_base": (85.8, 86.8),
+    "convnext_large": (86.6, 87.5),
+    "convnext_xlarge": (87.0, 87.8),
+    "convnextv2_nano": (82.1, 83.4),
+    "convnextv2_tiny": (83.9, 85.1),
+    "convnextv2_base": (86.8, 87.7),
+    "convnextv2_large": (87.3, 88.2),
+    "convnextv2_huge": (None, 88.7),
+}

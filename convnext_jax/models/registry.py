@@ -118,8 +118,8 @@ def create_model(name: str, **overrides: Any) -> ConvNeXt | Any:
         `num_classes`, `drop_path_rate`, `dtype` or `remat`.
 
     Returns:
-      The unbound Flax module: a `ConvNeXt`, a `SwinTransformer` for "swin_*", a `ModernizedResNet`
-      for "resnet*" and the steps "roadmap_*/*" but the last, which is a `ConvNeXt`.
+      The unbound Flax module: a `ConvNeXt`, a `SwinTransformer` for `swin_*`, a `ModernizedResNet`
+      for `resnet*` and the steps `roadmap_*/*` but the last, which is a `ConvNeXt`.
 
     Raises:
       ValueError: if there is no such variant, or an argument's value is out of range.

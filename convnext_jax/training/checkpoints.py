@@ -6,7 +6,7 @@ This file and those named `checkpoint_…` alone import Orbax for it. They stand
 `Checkpointer` drives this same manager and writes the same format, so a later move costs these
 files alone and no checkpoint.
 
-One checkpoint is one directory named by its step::
+One checkpoint is one directory named by its step:
 
     DIRECTORY/1200/state/         the arrays (OCDBT/zarr), readable on any topology
     DIRECTORY/1200/metadata/      one JSON file: what the caller gave, and the step's metrics

@@ -2,7 +2,7 @@
 
 This is the only part that writes metrics. `WORKDIR/metrics.jsonl` is the record that the others can
 be made from: one JSON object a line, appended and flushed at once, so that a killed run loses at
-most its last line. Its kinds of line are::
+most its last line. Its kinds of line are:
 
     {"kind": "train", "step": 50, "epoch": 0.5, "loss": 2.1, "learning_rate": 0.001, ...}
     {"kind": "eval",  "step": 100, "epoch": 1.0, "accuracy": 0.71, "ema_accuracy": 0.64, ...}
