@@ -134,6 +134,8 @@ def _print_what_was_found(weights: CheckpointWeights | ForeignWeights) -> None:
         else f"short side to {size.resize_size}, centre crop of {size.image_size}"
     )
     _row("images", f"{resize}, {size.interpolation}; mean {size.mean}, std {size.std}")
+    if found.licence:
+        _row("licence", found.licence)
     for note in found.notes:
         _row("note", note)
 

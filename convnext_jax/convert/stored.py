@@ -13,6 +13,7 @@ from jax.sharding import SingleDeviceSharding
 
 from convnext_jax.convert.detection import Detected, detect
 from convnext_jax.convert.families import CONVNEXT, family_named, family_of
+from convnext_jax.convert.licences import licence
 from convnext_jax.convert.mapped import release_pages
 from convnext_jax.convert.mapping import to_variables
 from convnext_jax.convert.preprocessing import Preprocessing, preprocessing_for
@@ -36,6 +37,7 @@ class Provenance:
       source: where they came from first: a path, a URL or a hub name.
       sha256: of the foreign file, or None.
       layout: whose names the foreign file bears, or None.
+      licence: a foreign file's, as far as it is known, or None.
       notes: what else a user should know, one sentence each.
     """
 
@@ -46,6 +48,7 @@ class Provenance:
     source: str
     sha256: str | None = None
     layout: str | None = None
+    licence: str | None = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,6 +66,7 @@ class Provenance:
             "source": self.source,
             "sha256": self.sha256,
             "layout": self.layout,
+            "licence": self.licence,
             "notes": list(self.notes),
         }
 
@@ -80,6 +84,7 @@ class Provenance:
             source=stored["source"],
             sha256=stored["sha256"],
             layout=stored["layout"],
+            licence=stored.get("licence"),
             notes=tuple(stored["notes"]),
         )
 
@@ -173,6 +178,7 @@ class ForeignWeights:
             source=file.source,
             sha256=file.sha256,
             layout=detected.layout.name,
+            licence=licence(file.metadata, detected),
             notes=tuple(filter(None, (*detected.notes, _left_out(detected), preprocessing.note))),
         )
         self.description = f"the {detected.layout.name} weights in {file.source}"
