@@ -1,9 +1,9 @@
 """What the programs share at their border with the shell: arguments, mistakes, exit statuses."""
 
 import argparse
-import contextlib
 import logging
 import os
+import select
 import sys
 import textwrap
 import traceback
@@ -20,7 +20,9 @@ from convnext_jax.errors import (
 )
 
 COMMAND = "convnext-jax"
-INTERRUPTED_STATUS = 130  # a shell's, 128 + SIGINT
+# As shells have them: 128 and the number of SIGINT, of SIGPIPE.
+INTERRUPTED_STATUS = 130
+CLOSED_OUTPUT_STATUS = 141
 
 
 def make_parser(
@@ -98,8 +100,9 @@ def run(program: Callable[[Sequence[str]], object], argv: Sequence[str] | None =
 
     Returns:
       The exit status: 0, 2 after a `UserError`, 75 after a `RunInterruptedError`, 1 after another
-      `RunStoppedError` or a `ProcessFailedError`, 130 after Ctrl-C. Where other processes may wait
-      for this one it does not return, but exits.
+      `RunStoppedError` or a `ProcessFailedError`, 130 after Ctrl-C, 141 where
+      nobody reads its output any more. Where other processes may wait for this one it does not
+      return, but exits.
     """
     log = logging.getLogger("convnext_jax")
     # A handler of its own, since absl, which Orbax brings, has claimed the root logger by now.
@@ -120,24 +123,34 @@ def run(program: Callable[[Sequence[str]], object], argv: Sequence[str] | None =
 def _status(program: Callable[[Sequence[str]], object], argv: Sequence[str]) -> int:
     try:
         program(argv)
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RunStoppedError, ProcessFailedError) as error:
         print(f"stopped: {error}", file=sys.stderr)
         return RESUME_STATUS if isinstance(error, RunInterruptedError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_STATUS
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)
-            return INTERRUPTED_STATUS
-        if isinstance(error, BrokenPipeError):
-            # Whoever read the output, as `head`, has seen enough. What is left in the buffer must
-            # not be tried again when the interpreter ends.
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            # What is left in the buffer must not be tried again when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return CLOSED_OUTPUT_STATUS
         if not exits_at_once():
             raise
         traceback.print_exc()
         return 1
     return 0
+
+
+def _output_is_closed() -> bool:
+    """Whether nobody reads standard output any more, as behind `| head`; other pipes may break."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
