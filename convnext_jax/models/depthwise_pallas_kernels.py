@@ -192,7 +192,7 @@ def _gradient(
         inside = None
         if tiling.height % tiling.step_rows:
             # The last block's rows below the image are anything.
-            first = (pl.program_id(2) - (steps > 1)) * tiling.pixels
+            first = (pl.program_id(2) - int(steps > 1)) * tiling.pixels
             pixel = jax.lax.broadcasted_iota(jnp.int32, (tiling.pixels, LANES), 0) + first
             inside = pixel < tiling.height * tiling.width
         load_words(gradient_ref, words_ref)
