@@ -8,10 +8,12 @@ from convnext_jax import recipes
 from convnext_jax.errors import UserError
 
 # Fields that a run may change between stops. Most decide when it speaks, what makes it stop and how
-# fast it is; another mesh computes the same but for the order of float32 additions.
+# fast it is; another mesh, rematerialisation and the loop over blocks compute the same but for
+# rounding.
 FREE_FIELDS = (
     *("log_every", "checkpoints_kept", "data.workers", "data.data_dir", "eval_batch_size"),
     *("mesh", "spike_factor", "spike_steps", "on_save_failure"),
+    *("model.remat", "model.scan_blocks"),
 )
 
 # Bounds, both included, of numbers that would otherwise train on nonsense without a word.

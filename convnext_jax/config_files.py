@@ -143,6 +143,24 @@ def _with_new_arguments(config: ConfigDict, overrides: Sequence[str]) -> list[st
     return rest
 
 
+def _with_remat(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
+    """Sets `config.model.remat`, a bool or a policy's name; returns the other overrides.
+
+    absl knows no flag that is either.
+    """
+    rest = []
+    for override in overrides:
+        match = re.fullmatch(r"--?(no)?config\.model\.remat(?:=(.*))?", override, re.DOTALL)
+        if match is None or (match[1] and match[2] is not None):
+            rest.append(override)
+            continue
+        value: bool | str = match[1] is None if match[2] is None else match[2]
+        with contextlib.suppress(ValueError):
+            value = flags.BooleanParser().parse(value)
+        config.model.remat = value
+    return rest
+
+
 def _value(config: ConfigDict, name: str) -> object:
     for key in name.split(".")[1:]:
         config = config[key]
@@ -169,7 +187,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     file = _find(given)
     config = _get_config(file, argument)
     config_checks.check_fields(config)
-    overrides = _with_new_arguments(config, overrides)
+    overrides = _with_remat(config, _with_new_arguments(config, overrides))
     known = field_names(config)
     for override in overrides:
         match = re.match(r"--?(?:no)?(config\.[\w.]+)", override)

@@ -29,6 +29,7 @@ from convnext_jax.analysis.corruption_error import (
     mean_corruption_error,
 )
 from convnext_jax.analysis.per_class import per_class, write_csv
+from convnext_jax.compilation_cache import use_compilation_cache
 from convnext_jax.convert.preprocessing import Preprocessing
 from convnext_jax.convert.pretrained import open_pretrained
 from convnext_jax.data.benchmarks import (
@@ -360,6 +361,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The program; `argv` are the arguments after its name."""
     arguments = _parser().parse_args(argv)
     with joining.joined(arguments):
+        use_compilation_cache()
         return evaluate(arguments)
 
 

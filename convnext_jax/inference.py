@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from convnext_jax import compiler_options
 from convnext_jax.convert.pretrained import Pretrained
 from convnext_jax.data.augment import normalize
 from convnext_jax.data.imagenet_classes import imagenet_class_names
@@ -171,7 +173,7 @@ def predict(
 
     logits = forward(pretrained, "logits")
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options.for_inference())
     def likeliest(variables: PyTree, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits(variables, images)), top)
         return probabilities, classes
@@ -200,7 +202,9 @@ def embed(pretrained: Pretrained, batches: Iterator[Batch]) -> tuple[list[Path],
     Raises:
       UserError: if the network gives something that is not finite.
     """
-    compiled = jax.jit(forward(pretrained, "features"))
+    compiled = jax.jit(
+        forward(pretrained, "features"), compiler_options=compiler_options.for_inference()
+    )
     paths: list[Path] = []
     rows = [np.zeros((0, pretrained.model.dims[-1]), np.float32)]
     for batch in batches:

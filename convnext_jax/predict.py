@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from convnext_jax import cli
+from convnext_jax.compilation_cache import use_compilation_cache
 from convnext_jax.convert.pretrained import Pretrained, open_pretrained
 from convnext_jax.data.photographs import find_photographs
 from convnext_jax.errors import UserError
@@ -106,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       SystemExit: with status 1, after all else, if images were left out.
     """
     arguments = _arguments(argv)
+    use_compilation_cache()
     paths = list(find_photographs(arguments.images))
     pretrained = open_pretrained(arguments.weights, sha256=arguments.sha256)
     if not pretrained.model.num_classes and arguments.features is None:

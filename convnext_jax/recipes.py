@@ -6,7 +6,7 @@ commands. Those of the networks that ConvNeXt is compared with
 are in `comparison_recipes.py`.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 
@@ -36,7 +36,10 @@ def base() -> ConfigDict:
     config.model.drop_path_rate = 0.0
     config.model.head_init_scale = 1.0
     config.model.dtype = "bfloat16"
-    config.model.remat = False
+    # Keep less of each block for the backward pass: False, True for its input alone, or a policy,
+    # "depthwise" or "products".
+    config.model.remat = FieldReference(False, field_type=object)
+    config.model.scan_blocks = False
     # Over whose images batch norms, where the model has any, take their statistics: "global" or
     # "per_device".
     config.model.batch_norm = "global"

@@ -6,6 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from convnext_jax.analysis.macs import count_macs, count_parameters
+from convnext_jax.compilation_cache import cache_directory
 from convnext_jax.data.loader import eval_steps
 from convnext_jax.data.sources import Source
 from convnext_jax.experiment import Durations
@@ -62,5 +63,6 @@ def start_up_report(
         "training set": f"{len(source):,} images of {config.data.name} {config.data.train_split!r}",
         "evaluation set": evaluation,
         "steps": f"{steps.total:,} ({steps.steps_per_epoch:,} an epoch, warm-up {steps.warmup:,})",
+        "compilation cache": cache_directory() or "none",
         "workdir": f"{workdir}, {f'resumed at step {start:,}' if start else 'a new run'}",
     }

@@ -16,25 +16,22 @@ import jax
 from ml_collections import ConfigDict
 
 from convnext_jax import cli, config_checks, config_files, experiment, recipes
-from convnext_jax.convert.stored import find_weights
-from convnext_jax.data.loader import eval_loader, train_loader
+from convnext_jax.compilation_cache import CacheHits, use_compilation_cache
 from convnext_jax.distributed import joining
-from convnext_jax.errors import UserError
 from convnext_jax.next_steps import next_steps
 from convnext_jax.start_up import start_up_report
-from convnext_jax.training import sharding
+from convnext_jax.training import profiling, sharding
 from convnext_jax.training.checkpoints import Checkpointer
-from convnext_jax.training.evaluation import evaluate
-from convnext_jax.training.init_from import StoredWeights, start_from
+from convnext_jax.training.init_from import start_from
 from convnext_jax.training.loss_guard import LossGuard
 from convnext_jax.training.preemption import Preemption
-from convnext_jax.training.reporting import Reporter
+from convnext_jax.training.reporting import TENSORBOARD_DIR, Reporter
 from convnext_jax.training.save_policy import SavePolicy
 from convnext_jax.training.sharding_check import replication_warning
-from convnext_jax.training.state import TrainState, abstract_state, create_state
-from convnext_jax.training.step import jit_eval_step, jit_train_step, make_eval_step
+from convnext_jax.training.state import abstract_state, create_state
+from convnext_jax.training.step import jit_train_step
 from convnext_jax.training.step_log import StepLog
-from convnext_jax.training.workdir import check_config
+from convnext_jax.training.workdir import check_config, local_workdir
 
 _EXAMPLES = """
 the handwritten digits, which need no data set
@@ -45,6 +42,9 @@ ConvNeXt-T on ImageNet, with other values for two fields
 your own photographs, from published weights
   python -m convnext_jax.train --config configs/finetune_folder.py --workdir runs/photos \\
     --config.data.data_dir=PHOTOS --config.init_from=convnext_tiny_22k_224.pth
+where the time of a step goes, for xprof or TensorBoard
+  python -m convnext_jax.train --config configs/digits.py --workdir runs/traced \\
+    --config.total='20 steps' --config.optim.warmup='1 step' --profile steps=10:15
 """
 
 # Steps given to the devices ahead of the one whose result is awaited. More would only pin batches.
@@ -52,7 +52,11 @@ STEPS_IN_FLIGHT = 2
 
 
 def train(
-    config: ConfigDict, workdir: str | Path, *, allow_config_change: bool = False
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    allow_config_change: bool = False,
+    profile: range | None = None,
 ) -> dict[str, Any]:
     """Trains, evaluates and keeps checkpoints; resumes what lies in `workdir`.
 
@@ -60,6 +64,7 @@ def train(
       config: the run; fields as in `recipes.base()`.
       workdir: where checkpoints, logs and curves go, and come from when a run is resumed.
       allow_config_change: go on although the workdir was begun with another config or data set.
+      profile: numbers of the steps that a trace is made of; see `training/profiling.py`.
 
     Returns:
       "step", "skipped" (steps left out as not finite), and the last evaluation's metrics, if this
@@ -72,20 +77,13 @@ def train(
       RunStoppedError: at a loss or gradient that is not finite, unless the config skips such steps;
         at a long spike of the loss, or a checkpoint that can't be written, if the config says so.
     """
-    if "://" in str(workdir):
-        raise UserError(
-            f"--workdir {workdir} is a URL; mount the bucket on every host (docs/pods.md), and "
-            "give the path"
-        )
-    workdir = Path(workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir} is a file; give a directory")
-    process, processes = jax.process_index(), jax.process_count()
+    workdir = local_workdir(workdir)
 
     # Data. Opened first, since most mistakes are made there.
     source = experiment.open_train_source(config)
     eval_source = experiment.open_eval_source(config, source)
     steps = experiment.durations(config, len(source))
+    profiling.check_steps(profile, steps.total)
 
     # Devices, model, optimizer.
     mesh = sharding.create_mesh(config.mesh.data, config.mesh.fsdp)
@@ -93,21 +91,15 @@ def train(
     model = experiment.build_model(config, source.num_classes, mesh.size)
     optimizer, schedule = experiment.build_optimizer(config, model, steps)
     image_shape = (config.data.image_size, config.data.image_size, 3)
-    abstract = abstract_state(model, optimizer, image_shape, mesh, ema=config.ema_decay is not None)
+    averaged = config.ema_decay is not None
+    abstract = abstract_state(model, optimizer, image_shape, mesh, ema=averaged)
 
     transform = experiment.train_transform(config)
-    if config.init_from == "":
-        raise UserError(
-            "this recipe fine-tunes: say from what by --config.init_from=WEIGHTS (a converted or "
-            "foreign checkpoint, or the workdir of a run), or --config.init_from=None to start "
-            "from random weights"
-        )
+    experiment.check_init_from(config)
     settings = config.to_dict()
-    score = "ema_accuracy" if config.ema_decay is not None else "accuracy"
+    score = "ema_accuracy" if averaged else "accuracy"
     checkpointer = Checkpointer(
-        workdir / "checkpoints",
-        max_to_keep=config.checkpoints_kept,
-        best_metric="score",
+        workdir / "checkpoints", max_to_keep=config.checkpoints_kept, best_metric="score"
     )
     with contextlib.ExitStack() as exits:
         preemption = exits.enter_context(Preemption())
@@ -132,20 +124,15 @@ def train(
             experiment.check_identity(beside["data"], identity, allow=allow_config_change)
         else:
             state = create_state(
-                model,
-                optimizer,
-                image_shape,
-                mesh,
-                seed=config.seed,
-                ema=abstract.ema_params is not None,
+                model, optimizer, image_shape, mesh, seed=config.seed, ema=averaged
             )
             start, beside = 0, {}
-            if config.init_from is not None:
-                state = start_from(state, _weights_to_start_from(config))
+            if (weights := experiment.find_initial_weights(config)) is not None:
+                state = start_from(state, weights)
 
         reporter = Reporter(
             workdir,
-            is_primary=process == 0,
+            is_primary=jax.process_index() == 0,
             total_steps=steps.total,
             steps_per_epoch=steps.steps_per_epoch,
             batch_size=config.batch_size,
@@ -172,42 +159,9 @@ def train(
         train_step = jit_train_step(
             experiment.build_train_step(config, model, optimizer, schedule, mesh), abstract, mesh
         )
-        eval_step = jit_eval_step(
-            make_eval_step(
-                model,
-                mean=tuple(config.augment.mean),
-                std=tuple(config.augment.std),
-                mesh=mesh,
-            ),
-            abstract,
-            mesh,
+        evaluate_state = experiment.build_evaluation(
+            config, model, abstract, mesh, eval_source, preemption.reached
         )
-        batch_sharding = sharding.batch_sharding(mesh)
-        loading = {
-            "process_index": process,
-            "process_count": processes,
-            "num_workers": config.data.workers,
-            "on_bad_image": config.data.on_bad_image,
-        }
-
-        def evaluate_state(state: TrainState) -> dict[str, float] | None:
-            assert eval_source is not None
-            host_batches = eval_loader(
-                eval_source,
-                experiment.eval_transform(config),
-                batch_size=config.eval_batch_size,
-                **loading,
-            )
-            with contextlib.closing(host_batches):
-                fields = ("image", "label", "mask")
-                batches = sharding.prefetch_to_device(host_batches, batch_sharding, fields)
-                return evaluate(
-                    eval_step,
-                    state.variables,
-                    batches,
-                    state.ema_variables,
-                    interrupted=preemption.reached,
-                )
 
         # What a stop or a kill must not lose lies in the checkpoint, beside the state.
         chrono = reporter.chrono
@@ -248,30 +202,34 @@ def train(
             reporter.evaluation(start, metrics)
             checkpointer.add_metrics(start, {**metrics, "score": metrics[score]})
 
-        host_batches = train_loader(
-            source,
-            transform,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start_step=start,
-            num_steps=steps.total,
-            repeats=config.data.repeats,
-            **loading,
+        host_batches = experiment.train_batches(
+            config, source, transform, start_step=start, num_steps=steps.total
         )
+        profiler = profiling.StepProfiler(
+            profile,
+            workdir / TENSORBOARD_DIR,
+            start_step=start,
+            tell=reporter.message,
+            pause=chrono.pause,
+        )
+        exits.callback(profiler.close)
+        cached = exits.enter_context(CacheHits())
         with contextlib.closing(host_batches):
-            batches = sharding.prefetch_to_device(host_batches, batch_sharding, ("image", "label"))
-            for step in range(start, steps.total):
-                with chrono.waiting_for_data():
-                    batch = next(batches)
-                with jax.transfer_guard("disallow"):
-                    state, step_metrics = train_step(state, batch)
-                done = step + 1
+            batches = sharding.prefetch_to_device(
+                host_batches, sharding.batch_sharding(mesh), ("image", "label")
+            )
+            for done in range(start + 1, steps.total + 1):
+                with profiler.step(done, state):
+                    with chrono.waiting_for_data():
+                        batch = next(batches)
+                    with jax.transfer_guard("disallow"):
+                        state, step_metrics = train_step(state, batch)
                 log.append(done, step_metrics)
-                if step == start:
+                if done == start + 1:
                     # The compilation ends here, and counts neither for the pace nor for the ETA.
                     jax.block_until_ready(step_metrics)
-                    compiling = chrono.lap(done)
-                    reporter.message(f"first step after {compiling.seconds:.0f} s, compiled")
+                    how = "from the compilation cache" if cached.all else "compiled"
+                    reporter.message(f"first step after {chrono.lap(done).seconds:.0f} s, {how}")
                 log.hold_back(STEPS_IN_FLIGHT)
 
                 last = done == steps.total
@@ -283,6 +241,7 @@ def train(
                     check_losses()
                 if reporting:
                     report_losses()
+                profiler.finish(done, state)
                 with chrono.pause():
                     evaluated = None
                     if evaluating and not stopping:
@@ -320,13 +279,6 @@ def train(
     return {"step": steps.total, "skipped": skipped, **metrics}
 
 
-def _weights_to_start_from(config: ConfigDict) -> StoredWeights:
-    try:
-        return find_weights(config.init_from)
-    except UserError as error:
-        raise UserError(f"config.init_from: {error}") from error
-
-
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The program; `argv` are the arguments after its name."""
     parser = cli.make_parser(
@@ -343,11 +295,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         action="store_true",
         help="go on in a workdir that was begun with another config or data set",
     )
+    parser.add_argument(
+        "--profile",
+        metavar="steps=A:B",
+        help="write a trace of steps A to B - 1 for xprof and TensorBoard, A from 2",
+    )
     joining.add_arguments(parser)
     arguments, overrides = parser.parse_known_args(argv)
+    profile = None if arguments.profile is None else profiling.parse_steps(arguments.profile)
     config = config_files.load_config(arguments.config, overrides)
     with joining.joined(arguments):
-        return train(config, arguments.workdir, allow_config_change=arguments.allow_config_change)
+        use_compilation_cache()
+        return train(
+            config,
+            arguments.workdir,
+            allow_config_change=arguments.allow_config_change,
+            profile=profile,
+        )
 
 
 if __name__ == "__main__":

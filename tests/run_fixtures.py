@@ -62,7 +62,7 @@ def finished(quick, _session_directory):
     workdir = _session_directory / "finished"
     printed = _session_directory / "finished.out", _session_directory / "finished.err"
     if not workdir.exists():
-        done = subprocess.run(command(workdir), capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command(workdir), capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
         for path, text in zip(printed, (done.stdout, done.stderr), strict=True):
             path.write_text(text)

@@ -587,7 +587,8 @@ def test_original_resnets_learning_rate():
 
 def test_every_field_of_a_comparison_is_in_the_table():
     # What says how a run is watched and kept, how fast it is, or does not apply to it.
-    operation = r"(seed|on_\w+|spike_\w+|log_every|eval_\w+|checkpoint\w+|mesh\..*|model\.remat"
+    operation = r"(seed|on_\w+|spike_\w+|log_every|eval_\w+|checkpoint\w+|mesh\..*"
+    operation += r"|model\.(remat|scan_blocks)"
     operation += r"|data\.(data_dir|validation_fraction|workers|decoder|on_bad_image)"
     operation += r"|augment\.crop_padding|optim\.(momentum|nesterov|decay_rate|decay_every)"
     operation += r"|mix\.group_size)"
@@ -679,6 +680,8 @@ def test_whole_image_is_seen_from_384_pixels_on():
         ("--config.model.remat", "model.remat", True),
         ("--config.model.remat=true", "model.remat", True),
         ("--noconfig.model.remat", "model.remat", False),
+        ("--config.model.remat=depthwise", "model.remat", "depthwise"),
+        ("--config.model.scan_blocks", "model.scan_blocks", True),
         ("--config.total=5 steps", "total", "5 steps"),
         ("--config.augment.policy=ta_wide", "augment.policy", "ta_wide"),
         ("--config.augment.policy=", "augment.policy", ""),

@@ -387,8 +387,8 @@ def test_the_onnx_graph_knows_every_argument_of_the_network():
     in_graph = {"depths", "dims", "isotropic", "patch_size", "stem_stride", "kernel_size"}
     in_graph |= {"use_grn", "layer_scale_init", "head_norm_first", "head_hidden", "norm_eps"}
     in_graph |= {"num_classes"}
-    of_training = {"drop_path_rate", "head_init_scale", "remat"}
-    of_numbers = {"dtype", "param_dtype", "precision", "depthwise"}
+    of_training = {"drop_path_rate", "head_init_scale", "remat", "scan_blocks"}
+    of_numbers = {"dtype", "param_dtype", "precision", "depthwise", "mlp"}
     of_feature_maps = {"feature_norms"}
     of_flax = {"parent", "name"}
     arguments = {field.name for field in dataclasses.fields(ConvNeXt)}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 
 import jax
@@ -17,8 +18,10 @@ from runs import (
     records,
     tiny,
 )
+from traces import Trace
 
 from convnext_jax import experiment
+from convnext_jax.compilation_cache import cache_directory
 from convnext_jax.config_checks import FREE_FIELDS
 from convnext_jax.errors import RunStoppedError, UserError
 from convnext_jax.train import train
@@ -59,6 +62,7 @@ def test_start_up_report(finished):
     assert report["training set"] == "1,438 images of digits 'train'"
     assert report["evaluation set"] == "359 images of 'validation', 2 steps"
     assert report["steps"] == "40 (44 an epoch, warm-up 4)"
+    assert report["compilation"].removeprefix("cache").strip() == str(cache_directory())
     assert report["workdir"] == f"{finished.workdir}, a new run"
 
 
@@ -130,8 +134,12 @@ def test_metrics(finished):
 # What it computes.
 
 
-def test_the_seed_decides(finished, tmp_path):
+def test_the_seed_decides(finished, tmp_path, capsys):
+    """Also where the program is the first run's, out of the compilation cache."""
     result = train(tiny(), tmp_path / "same")
+    assert re.search(
+        r"^first step after \d+ s, from the compilation", capsys.readouterr().out, re.M
+    )
     assert records(tmp_path / "same") == records(finished.workdir)
     assert_bitwise_equal(checkpoint(tmp_path / "same", LAST), checkpoint(finished.workdir, LAST))
     last = records(finished.workdir)[-1]
@@ -174,6 +182,28 @@ def test_accumulation_and_fsdp_change_nothing(tmp_path):
             np.testing.assert_allclose(column(tmp_path / other, name), wanted, rtol=1e-5)
             assert len(wanted) == 6
     assert len(set(column(tmp_path / "whole", "loss"))) == 6
+
+
+# A trace.
+
+
+def test_a_trace_shows_that_metrics_stay_on_the_devices(finished, tmp_path, capsys):
+    """Steps 10 to 14, of which 12 is logged; the program is that of the finished run."""
+    config = tiny(log_every="4 steps", checkpoint_every="40 steps", data__eval_split="")
+    train(config, tmp_path, profile=range(10, 15))
+    assert "traced steps 10 to 14; to look at them" in capsys.readouterr().out
+    trace = Trace(tmp_path / "tensorboard")
+    assert list(trace.steps) == [10, 11, 12, 13, 14]
+    assert not trace.named("compile")
+    # What the host fetches it fetches at the log line, behind step 12 and before step 13.
+    fetched = trace.named("np.asarray(jax.Array)", "copy_to_host_async")
+    assert len(fetched) >= 4 * 4  # four metrics of four steps
+    between = trace.steps[12].end, trace.steps[13].start
+    assert all(between[0] <= one.start and one.end <= between[1] for one in fetched)
+    # The losses are those of a run that is not traced.
+    losses = column(finished.workdir, "loss")
+    means = [np.mean(losses[i : i + 4]) for i in range(0, LAST, 4)]
+    np.testing.assert_allclose(column(tmp_path, "loss"), means, rtol=1e-12)
 
 
 # Not finite.

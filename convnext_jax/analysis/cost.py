@@ -8,11 +8,14 @@ from collections.abc import Iterable
 
 from convnext_jax.analysis.hlo import Operation
 
-_BLOCK = re.compile(r"stages_(\d+)/(?:[\w()]+/)*?blocks_\d+(?:/([\w()]+))?")
+# Blocks in a loop have no number.
+_BLOCK = re.compile(r"stages_(\d+)/(?:[\w()]+/)*?blocks(?:_\d+)?(?:/([\w()]+))?")
 _DOWNSAMPLE = re.compile(r"stages_(\d+)/downsample/")
+# What stacks the blocks' parameters and leads them, and what they keep, through the loop.
+_LOOP = re.compile(r"stages_(\d+)/")
 _BLOCK_PARTS = ("dwconv", "norm", "pwconv1", "grn", "pwconv2")
 # What GELU is made of; what else a block does by itself are layer scale, drop path and addition.
-_ACTIVATION = ("erf", "erfc", "erf_inv", "exp", "integer_pow", "neg", "square", "sqrt")
+_ACTIVATION = ("erf", "erfc", "erf_inv", "exp", "integer_pow", "neg", "square", "sqrt", "tanh")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,8 @@ def model_part(operation: Operation) -> tuple[str, str]:
         return f"stages_{stage} {part}", direction
     if match := _DOWNSAMPLE.search(source):
         return f"stages_{match[1]} downsample", direction
+    if match := _LOOP.search(source):
+        return f"stages_{match[1]} loop", direction
     if "/stem/" in source:
         return "stem", direction
     if direction and ("/head/" in source or "/pre_logits/" in source or "_pool" in source):

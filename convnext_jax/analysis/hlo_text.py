@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
@@ -30,6 +30,7 @@ class Instruction:
       arguments: all that stands in its parentheses: of a constant its value.
       rest: what follows them.
       result_bytes: size of what it produces.
+      shape: of the same, with layouts, "f32[8,128]{1,0:T(8,128)}".
       is_root: whether its result is the computation's.
     """
 
@@ -39,6 +40,7 @@ class Instruction:
     arguments: str
     rest: str
     result_bytes: int
+    shape: str
     is_root: bool
 
     @functools.cached_property
@@ -102,7 +104,7 @@ def parse(text: str) -> Module:
             arguments, rest = _split_arguments(rest)
             operands = tuple(_NAME.findall(arguments))
             current[name] = Instruction(
-                name, opcode, operands, arguments, rest, _bytes(shape), bool(root)
+                name, opcode, operands, arguments, rest, _bytes(shape), shape, bool(root)
             )
     if entry is None:
         raise ValueError("the text has no ENTRY computation; give that of an optimised HLO module")
@@ -146,14 +148,23 @@ def _files(text: str) -> dict[int, tuple[str, ...]]:
 
 
 def _bytes(shape: str) -> int:
-    return sum(_array_bytes(kind, dims) for kind, dims in _ARRAY.findall(shape))
+    return sum(
+        array_bytes(kind, [int(d) for d in dims.split(",") if d])
+        for kind, dims in _ARRAY.findall(shape)
+    )
 
 
-def _array_bytes(kind: str, dims: str) -> int:
+def array_bytes(kind: str, sizes: Sequence[int]) -> int:
+    """Size of an array without padding.
+
+    Args:
+      kind: HLO's element type, "bf16".
+      sizes: of its dimensions.
+    """
     if kind == "pred":
         bits = 8
     elif digits := _BITS.search(kind):
         bits = int(digits[0])
     else:  # token, opaque: nothing that is moved
         return 0
-    return math.prod(int(d) for d in dims.split(",") if d) * bits // 8
+    return math.prod(sizes) * bits // 8

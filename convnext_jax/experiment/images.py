@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
+from convnext_jax.data.loader import BatchIterator, eval_loader, train_loader
 from convnext_jax.data.sources import Source, open_source
 from convnext_jax.data.transforms import (
     EvalTransform,
@@ -93,6 +95,43 @@ def eval_transform(config: ConfigDict) -> EvalTransform | ResizeEvalTransform:
     return EvalTransform(
         size, crop_ratio=augment.eval_crop_ratio, interpolation=augment.interpolation
     )
+
+
+def train_batches(
+    config: ConfigDict,
+    source: Source,
+    transform: TrainTransform | PadCropTrainTransform,
+    *,
+    start_step: int,
+    num_steps: int,
+) -> BatchIterator:
+    """This process's part of the training batches; arguments as for `data.loader.train_loader`."""
+    return train_loader(
+        source,
+        transform,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        num_steps=num_steps,
+        repeats=config.data.repeats,
+        **_loading(config),
+    )
+
+
+def eval_batches(config: ConfigDict, source: Source) -> BatchIterator:
+    """This process's part of the evaluation batches, every example once."""
+    return eval_loader(
+        source, eval_transform(config), batch_size=config.eval_batch_size, **_loading(config)
+    )
+
+
+def _loading(config: ConfigDict) -> dict[str, Any]:
+    return {
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "num_workers": config.data.workers,
+        "on_bad_image": config.data.on_bad_image,
+    }
 
 
 def check_identity(stored: dict[str, Any], current: dict[str, Any], *, allow: bool) -> None:

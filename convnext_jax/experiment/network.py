@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 
 from convnext_jax.errors import UserError
 from convnext_jax.experiment.images import eval_image_size
+from convnext_jax.models.convnext import ConvNeXt
 from convnext_jax.models.registry import Network, create_model
 from convnext_jax.models.roadmap import ModernizedResNet
 
@@ -32,6 +33,9 @@ def build_model(config: ConfigDict, num_classes: int, devices: int) -> Network:
         raise UserError(
             f"config.model.dtype is {fields.dtype!r}; it must be one of {', '.join(_DTYPES)}"
         )
+    arguments = fields.overrides.to_dict()
+    if fields.scan_blocks:
+        arguments["scan_blocks"] = True  # which only some networks know
     try:
         model = create_model(
             fields.name,
@@ -40,10 +44,15 @@ def build_model(config: ConfigDict, num_classes: int, devices: int) -> Network:
             head_init_scale=fields.head_init_scale,
             dtype=_DTYPES[fields.dtype],
             remat=fields.remat,
-            **fields.overrides.to_dict(),
+            **arguments,
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"config.model: {error}") from error
+    if isinstance(fields.remat, str) and not isinstance(model, ConvNeXt):
+        raise UserError(
+            f"config.model.remat is {fields.remat!r}, but of {fields.name} rematerialisation is "
+            "either False or True; only a ConvNeXt has policies"
+        )
     sizes = {"image_size": config.data.image_size, "eval_image_size": eval_image_size(config)}
     for field, size in sizes.items():
         if size < model.strides[-1]:

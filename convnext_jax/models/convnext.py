@@ -16,6 +16,8 @@ from flax.typing import Dtype, PrecisionLike
 from convnext_jax.models.blocks import Stage, Stem
 from convnext_jax.models.depthwise import IMPLEMENTATIONS, Implementation
 from convnext_jax.models.layers import LayerNorm, reference_kernel_init, stochastic_depth_rates
+from convnext_jax.models.mlp_pallas_devices import MLP_IMPLEMENTATIONS, MlpImplementation
+from convnext_jax.models.remat import check_policy
 
 
 class ConvNeXt(nn.Module):
@@ -41,7 +43,9 @@ class ConvNeXt(nn.Module):
       stem_stride: stride of the stem, at most `patch_size` (None for just that). Smaller ones suit
         small images; see `Stem` for their padding.
       kernel_size: of the depthwise convolutions, odd.
-      depthwise: their implementation, "auto", "xla" or "shifts"; see `depthwise_conv`.
+      depthwise: their implementation, "auto", "xla", "shifts" or "pallas"; see `depthwise_conv`.
+      mlp: implementation of what follows these in a block, "auto", "xla" or "pallas"; see
+        `devices_for`.
       drop_path_rate: stochastic depth rate of the last block, in [0, 1); see
         `stochastic_depth_rates`.
       layer_scale_init: initial layer scale; None or 0 for no such parameter.
@@ -51,7 +55,15 @@ class ConvNeXt(nn.Module):
       feature_norms: a LayerNorm on each output of `feature_maps`, as detection backbones have.
       norm_eps: epsilon of all layer norms.
       head_init_scale: factor on the head's initial weights (its bias starts at 0 in any case).
-      remat: gradient checkpointing: each block recomputes its activations in the backward pass.
+      remat: gradient checkpointing: each block computes its activations again in the backward pass.
+        True keeps the block's input alone; "depthwise" keeps the depthwise convolution's output
+        too, and "products" the outputs of all three products, so that only norms, GELU and the like
+        are computed twice. See `POLICIES` in `remat.py`.
+      scan_blocks: run the blocks of each stage of two and more as one loop (`jax.lax.scan`), which
+        compiles one block instead of all. Parameters, random draws and results are the same but for
+        rounding. `remat=False` means "products" in the loop, and the kernels of a stage lie stacked
+        in memory, in the compute type. Where intermediates are asked for (`sow`,
+        `capture_intermediates`) there is no loop.
       dtype: compute type and that of the residual stream; pooling, the final norm, the head and
         the logits are float32 whatever it is.
       param_dtype: type of the parameters.
@@ -71,6 +83,7 @@ class ConvNeXt(nn.Module):
     stem_stride: int | None = None
     kernel_size: int = 7
     depthwise: Implementation = "auto"
+    mlp: MlpImplementation = "auto"
     drop_path_rate: float = 0.0
     layer_scale_init: float | None = 1e-6
     use_grn: bool = False
@@ -79,7 +92,8 @@ class ConvNeXt(nn.Module):
     feature_norms: bool = False
     norm_eps: float = 1e-6
     head_init_scale: float = 1.0
-    remat: bool = False
+    remat: bool | str = False
+    scan_blocks: bool = False
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
     precision: PrecisionLike = None
@@ -130,10 +144,12 @@ class ConvNeXt(nn.Module):
                 drop_rates=rates,
                 downsample=i > 0,
                 remat=self.remat,
+                scan_blocks=self.scan_blocks,
                 layer_scale_init=self.layer_scale_init,
                 use_grn=self.use_grn,
                 kernel_size=self.kernel_size,
                 depthwise=self.depthwise,
+                mlp=self.mlp,
                 **trunk,
             )
             for i, (features, rates) in enumerate(
@@ -297,7 +313,12 @@ class ConvNeXt(nn.Module):
             f"depthwise must be one of {', '.join(IMPLEMENTATIONS)}, but is {self.depthwise!r}",
         )
         check(
+            self.mlp in MLP_IMPLEMENTATIONS,
+            f"mlp must be one of {', '.join(MLP_IMPLEMENTATIONS)}, but is {self.mlp!r}",
+        )
+        check(
             0.0 <= self.drop_path_rate < 1.0,
             f"drop_path_rate must be in [0, 1), but is {self.drop_path_rate}",
         )
+        check_policy(self.remat)
         check(self.num_classes >= 0, f"num_classes must be 0 or more, but is {self.num_classes}")

@@ -2,12 +2,15 @@
 
 On the CPU, XLA's depthwise convolution is so slow that it took three quarters of a small model's
 training step, and more. There each of the three products is written out instead, see
-`depthwise_shifts.py`. Other backends keep XLA's.
+`depthwise_shifts.py`. On a TPU, XLA's leaves the matrix units idle; the Pallas kernels in
+`depthwise_pallas.py` use them. Other backends keep XLA's.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import flax.linen as nn
@@ -15,9 +18,11 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer, PrecisionLike
 
-from convnext_jax.models.depthwise_shifts import kernel_gradient, shifts
+from convnext_jax.models import depthwise_shifts, depthwise_xla
+from convnext_jax.models.channelwise import shift_channels
+from convnext_jax.models.depthwise_pallas_devices import Kernels, kernels_for
 
-Implementation = Literal["auto", "xla", "shifts"]
+Implementation = Literal["auto", "xla", "shifts", "pallas"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 
@@ -55,7 +60,7 @@ class DepthwiseConv(nn.Module):
             implementation=self.implementation,
             precision=self.precision,
         )
-        return y + bias.astype(self.dtype).reshape(1, 1, 1, channels)
+        return shift_channels(y, bias.astype(self.dtype))
 
 
 def depthwise_conv(
@@ -67,77 +72,135 @@ def depthwise_conv(
 ) -> jax.Array:
     """Correlates each channel of x with its own filter, zero-padded to the same height and width.
 
+    "xla" is XLA's convolution. "shifts" are shifted multiply-adds, made for CPUs. "pallas" are
+    kernels for TPUs, and an error on other backends. "auto" is "shifts" on the CPU; on a TPU
+    "pallas" where each device has images enough (`depthwise_pallas.pays`) and they are supported
+    (`depthwise_pallas.is_supported`), "xla" otherwise; and "xla" elsewhere. It is decided when the
+    program is compiled for a backend.
+
+    "shifts" and "pallas" sum in float32 and multiply float32 exactly. They, and "auto", have
+    derivatives of any order, but no forward-mode ones; within `jax.shard_map` these take
+    `check_vma=False`.
+
+    Over several devices, "pallas" must know the mesh along all of whose axes the batch is cut:
+    trace under `jax.sharding.use_abstract_mesh`, with axes of type Auto, or within `jax.shard_map`.
+    Where it can't know, "auto" is "xla".
+
     Args:
       x: (B, H, W, C).
       kernel: (k, k, 1, C) with odd k, of x's type.
-      implementation: "xla" is XLA's convolution; "shifts" the shifted multiply-adds, which sum in
-        float32 and have no forward-mode derivative; "auto" the latter on the CPU, the former
-        elsewhere, decided when the program is compiled for a backend.
+      implementation: "auto", "xla", "shifts" or "pallas".
       precision: of XLA's convolution, see `jax.lax.Precision`.
 
     Returns:
       (B, H, W, C), of x's type.
 
     Raises:
-      ValueError: if the implementation has another name.
+      ValueError: if the implementation has another name; of "pallas", if it doesn't support the
+        images, and, when the program is lowered, for another backend than a TPU or for several
+        devices without their mesh.
     """
     if implementation == "xla":
-        return _xla(x, kernel, precision)
+        return depthwise_xla.convolution(x, kernel, precision)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, but is {implementation!r}"
         )
-    return _by_backend(x, kernel, implementation, precision)
+    kernels = None
+    if implementation != "shifts":
+        required = implementation == "pallas"
+        kernels = kernels_for(
+            x.shape, kernel.shape[0], x.dtype, required=required, precision=precision
+        )
+    return _filter(x, kernel, _Path(implementation, precision, kernels))
 
 
-def _xla(x: jax.Array, kernel: jax.Array, precision: PrecisionLike) -> jax.Array:
-    margin = kernel.shape[0] // 2
-    return jax.lax.conv_general_dilated(
+@dataclasses.dataclass(frozen=True)
+class _Path:
+    """How both products are computed.
+
+    Attributes:
+      implementation: "auto", "shifts" or "pallas".
+      precision: see `depthwise_conv`.
+      kernels: what a TPU uses; None for XLA's convolution.
+    """
+
+    implementation: Implementation
+    precision: PrecisionLike
+    kernels: Kernels | None
+
+    def choose(
+        self,
+        shifts: Callable[..., jax.Array],
+        xla: Callable[..., jax.Array],
+        pallas: Callable[[Kernels], Callable[..., jax.Array]],
+        *operands: jax.Array,
+    ) -> jax.Array:
+        if self.implementation == "shifts":
+            return shifts(*operands)
+        kernels = {} if self.kernels is None else {"tpu": pallas(self.kernels)}
+        if self.implementation == "pallas":
+            return kernels["tpu"](*operands)
+        return jax.lax.platform_dependent(*operands, cpu=shifts, default=xla, **kernels)
+
+
+# The filter is linear in images and kernel, and its gradients are products of the same two kinds:
+# so are theirs.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _filter(x: jax.Array, kernel: jax.Array, path: _Path) -> jax.Array:
+    return path.choose(
+        depthwise_shifts.shifts,
+        lambda x, kernel: depthwise_xla.convolution(x, kernel, path.precision),
+        lambda kernels: kernels.filtered,
         x,
         kernel,
-        window_strides=(1, 1),
-        padding=((margin, margin), (margin, margin)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-        precision=precision,
     )
+
+
+def _filter_forward(
+    x: jax.Array, kernel: jax.Array, path: _Path
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _filter(x, kernel, path), (x, kernel)
+
+
+def _filter_backward(
+    path: _Path, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    by_kernel = _kernel_gradient(x, gradient, kernel.shape[0], path)
+    return _filter(gradient, kernel[::-1, ::-1], path), by_kernel
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _by_backend(
-    x: jax.Array, kernel: jax.Array, implementation: Implementation, precision: PrecisionLike
-) -> jax.Array:
-    if implementation == "shifts":
-        return shifts(x, kernel)
-    return jax.lax.platform_dependent(
-        x, kernel, cpu=shifts, default=lambda x, kernel: _xla(x, kernel, precision)
+def _kernel_gradient(x: jax.Array, gradient: jax.Array, k: int, path: _Path) -> jax.Array:
+    def by_shifts(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        kernel = jnp.zeros((k, k, 1, x.shape[-1]), x.dtype)  # for its shape and type alone
+        return depthwise_shifts.kernel_gradient(x, gradient, kernel)
+
+    def by_pallas(kernels: Kernels) -> Callable[..., jax.Array]:
+        return lambda x, g: kernels.kernel_gradient(x, g, k).astype(x.dtype)
+
+    return path.choose(
+        by_shifts,
+        lambda x, gradient: depthwise_xla.kernel_gradient(x, gradient, k, path.precision),
+        by_pallas,
+        x,
+        gradient,
     )
 
 
-def _forward(
-    x: jax.Array, kernel: jax.Array, implementation: Implementation, precision: PrecisionLike
+def _kernel_gradient_forward(
+    x: jax.Array, gradient: jax.Array, k: int, path: _Path
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _by_backend(x, kernel, implementation, precision), (x, kernel)
+    return _kernel_gradient(x, gradient, k, path), (x, gradient)
 
 
-def _backward(
-    implementation: Implementation,
-    precision: PrecisionLike,
-    residuals: tuple[jax.Array, jax.Array],
-    gradient: jax.Array,
+def _kernel_gradient_backward(
+    k: int, path: _Path, residuals: tuple[jax.Array, jax.Array], taps: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    def by_shifts(
-        x: jax.Array, kernel: jax.Array, gradient: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        return shifts(gradient, kernel[::-1, ::-1]), kernel_gradient(x, gradient, kernel)
-
-    def by_xla(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-        _, vjp = jax.vjp(lambda x, kernel: _xla(x, kernel, precision), x, kernel)
-        return vjp(gradient)
-
-    if implementation == "shifts":
-        return by_shifts(*residuals, gradient)
-    return jax.lax.platform_dependent(*residuals, gradient, cpu=by_shifts, default=by_xla)
+    x, gradient = residuals
+    return _filter(gradient, taps[::-1, ::-1], path), _filter(x, taps, path)
 
 
-_by_backend.defvjp(_forward, _backward)
+_filter.defvjp(_filter_forward, _filter_backward)
+_kernel_gradient.defvjp(_kernel_gradient_forward, _kernel_gradient_backward)

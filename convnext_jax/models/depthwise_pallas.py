@@ -8,16 +8,23 @@ up to XLA's choice for what comes before and after.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from convnext_jax.models.depthwise_pallas_kernels import filter_call, gradient_call
-from convnext_jax.models.depthwise_pallas_tiles import LANES, Tiling, bands, taps, tiling
+from convnext_jax.models.depthwise_pallas_columns import Columns, columns
+from convnext_jax.models.depthwise_pallas_filter import filter_call
+from convnext_jax.models.depthwise_pallas_gradient import gradient_call
+from convnext_jax.models.depthwise_pallas_tiles import LANES, bands, taps
 from convnext_jax.models.depthwise_pallas_words import channels_in_block
 
 _DTYPES = (jnp.float32, jnp.bfloat16)
+# Fewer are filtered as 128 too. By benchmarks/tpu_depthwise.py these take the cycles of some 20 of
+# XLA's, forward and backward; the rest is for what it doesn't count, copies to pad and to turn the
+# batch into the lanes.
+LEAST_IMAGES = 64
 
 
 def is_supported(shape: tuple[int, ...], kernel_size: int, dtype: Any) -> bool:
@@ -29,23 +36,33 @@ def is_supported(shape: tuple[int, ...], kernel_size: int, dtype: Any) -> bool:
       dtype: of the images.
 
     Returns:
-      False where a row of the image is too wide for 16 MiB of VMEM, or the type is another than
-      float32 and bfloat16.
+      False where even a quarter of the image's columns is too wide for 16 MiB of VMEM, or the type
+      is another than float32 and bfloat16.
     """
     _, height, width, _ = shape
-    return dtype in _DTYPES and tiling(height, width, kernel_size) is not None
+    return dtype in _DTYPES and columns(height, width, kernel_size) is not None
 
 
-@jax.custom_vjp
-def depthwise_conv_pallas(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def pays(shape: tuple[int, ...], dtype: Any) -> bool:
+    """Whether the kernels are faster than XLA's convolution.
+
+    Args:
+      shape: (B, H, W, C) of the images that one device has.
+      dtype: of the images.
+    """
+    return shape[0] >= LEAST_IMAGES
+
+
+def forward(x: jax.Array, kernel: jax.Array, *, interpret: Any = False) -> jax.Array:
     """Correlates each channel of x with its own filter, zero-padded to the same height and width.
 
     Batches are padded to a multiple of 128 images, and channels to a multiple of 16 (8 in float32).
-    There is no forward-mode derivative.
+    With the kernel turned by 180° this is also the gradient by x.
 
     Args:
       x: (B, H, W, C), float32 or bfloat16.
       kernel: (k, k, 1, C) with odd k, of x's type.
+      interpret: `pltpu.InterpretParams()` to run on the CPU; see `pl.pallas_call`.
 
     Returns:
       (B, H, W, C), of x's type, summed in float32.
@@ -53,39 +70,15 @@ def depthwise_conv_pallas(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Raises:
       ValueError: if the images are not supported, see `is_supported`.
     """
-    return forward(x, kernel)
-
-
-def forward(x: jax.Array, kernel: jax.Array, *, interpret: Any = False) -> jax.Array:
-    """`depthwise_conv_pallas` without a derivative.
-
-    Args:
-      x: (B, H, W, C).
-      kernel: (k, k, 1, C).
-      interpret: `pltpu.InterpretParams()` to run on the CPU; see `pl.pallas_call`.
-
-    Returns:
-      (B, H, W, C), of x's type.
-    """
-    cut = _tiling(x, kernel.shape[0])
+    cut = _cut(x, kernel.shape[0])
     channels = -kernel.shape[-1] % channels_in_block(x.dtype)
     padded = jnp.pad(kernel.astype(jnp.float32), ((0, 0), (0, 0), (0, 0), (0, channels)))
-    y = filter_call(_to_lanes(x), bands(padded, cut.width), cut, interpret)
-    return _from_lanes(y, x.shape)
-
-
-def input_gradient(g: jax.Array, kernel: jax.Array, *, interpret: Any = False) -> jax.Array:
-    """The gradient by x: g filtered by the kernel turned by 180°.
-
-    Args:
-      g: (B, H, W, C), the gradient by the result.
-      kernel: (k, k, 1, C), of g's type.
-      interpret: see `forward`.
-
-    Returns:
-      (B, H, W, C), of g's type, summed in float32.
-    """
-    return forward(g, kernel[::-1, ::-1], interpret=interpret)
+    band = bands(padded, cut.tiling.width)
+    results = []
+    for piece in cut.with_neighbours(x):
+        y = filter_call(_to_lanes(piece), band, cut.tiling, interpret)
+        results.append(_from_lanes(y, piece.shape))
+    return cut.joined(results, x.shape[2])
 
 
 def kernel_gradient(
@@ -102,29 +95,17 @@ def kernel_gradient(
     Returns:
       (k, k, 1, C) float32.
     """
-    cut = _tiling(x, kernel_size)
-    sums = gradient_call(_to_lanes(x), _to_lanes(g), cut, interpret)
-    return taps(sums, kernel_size)[..., : x.shape[-1]]
+    cut = _cut(x, kernel_size)
+    sums = [
+        gradient_call(_to_lanes(x), _to_lanes(g), cut.tiling, interpret)
+        for x, g in zip(cut.with_neighbours(x), cut.alone(g), strict=True)
+    ]
+    return taps(functools.reduce(jnp.add, sums), kernel_size)[..., : x.shape[-1]]
 
 
-def _vjp_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return forward(x, kernel), (x, kernel)
-
-
-def _vjp_backward(
-    residuals: tuple[jax.Array, jax.Array], g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    by_kernel = kernel_gradient(x, g, kernel.shape[0]).astype(kernel.dtype)
-    return input_gradient(g, kernel), by_kernel
-
-
-depthwise_conv_pallas.defvjp(_vjp_forward, _vjp_backward)
-
-
-def _tiling(x: jax.Array, kernel_size: int) -> Tiling:
+def _cut(x: jax.Array, kernel_size: int) -> Columns:
     _, height, width, _ = x.shape
-    cut = tiling(height, width, kernel_size)
+    cut = columns(height, width, kernel_size)
     if cut is None or x.dtype not in _DTYPES:
         raise ValueError(
             f"the Pallas kernels take float32 and bfloat16 images whose rows fit VMEM, but these "

@@ -1,39 +1,85 @@
 """The depthwise convolution on the CPU, written out.
 
-Forward and input gradient are k² shifted multiply-adds, which XLA fuses into one pass; the kernel
-gradient is one matrix product per channel.
+Forward and input gradient are k² shifted multiply-adds, which XLA fuses into one pass; on small
+maps one matrix product per channel, which compiles in half the time and runs as fast. The kernel
+gradient is such a product as well where the batch is large for the map, and otherwise a sum over
+the columns, which XLA fuses for all taps of a row.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Up to this many pixels the kernel gradient multiplies all pairs of pixels; beyond, row by row.
-_MAX_PIXELS_IN_PAIRS = 400
+# Up to these sizes of the map, and of all channels' matrices, filtering is a matrix product.
+_MAX_PIXELS_OF_BANDS = 64
+_MAX_NUMBERS_OF_BANDS = 2**18
+
+_EXACT = jax.lax.Precision.HIGHEST
 
 
 def shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Filters x (B, H, W, C) by kernel (k, k, 1, C), summed in float32, into x's shape and type."""
+    _, height, width, channels = x.shape
+    pixels = height * width
+    # Of an exported program the sizes may be symbols.
+    by_bands = (
+        isinstance(pixels, int)
+        and pixels <= _MAX_PIXELS_OF_BANDS
+        and channels * pixels**2 <= _MAX_NUMBERS_OF_BANDS
+    )
+    filtered = _bands if by_bands else _shifts
+    return filtered(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
+
+
+def kernel_gradient(x: jax.Array, gradient: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Sums x[b, i + u - m, j + v - m, c] · gradient[b, i, j, c] over b, i and j, by u, v and c.
+
+    Args:
+      x: (B, H, W, C), what was filtered.
+      gradient: (B, H, W, C), by the result.
+      kernel: (k, k, 1, C), for its shape and type; m is k // 2.
+
+    Returns:
+      Of the kernel's shape and type, summed in float32.
+    """
+    k, (batch, height, width, _) = kernel.shape[0], x.shape
+    # All pairs of pixels are many numbers, which a small batch does not pay for. (Exported programs
+    # have batches of any size.)
+    by_pairs = isinstance(batch, int) and 4 * batch >= height * width
+    taps = (_pixel_pairs if by_pairs else _columns)(
+        x.astype(jnp.float32), gradient.astype(jnp.float32), k
+    )
+    return taps.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
     k, (_, height, width, _) = kernel.shape[0], x.shape
-    padded = _pad(x.astype(jnp.float32), k // 2)
-    taps = kernel.astype(jnp.float32).reshape(k, k, 1, 1, 1, -1)
+    padded = _pad(x, k // 2)
+    taps = kernel.reshape(k, k, 1, 1, 1, -1)
     total = jnp.zeros(x.shape, jnp.float32)
     for u in range(k):
         for v in range(k):
             total += padded[:, u : u + height, v : v + width] * taps[u, v]
-    return total.astype(x.dtype)
+    return total
 
 
-def kernel_gradient(x: jax.Array, gradient: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Sums x[b, i + u - m, j + v - m, c] · gradient[b, i, j, c] over b, i and j, by u, v and c."""
-    k, (_, height, width, _) = kernel.shape[0], x.shape
-    by_pairs = height * width <= _MAX_PIXELS_IN_PAIRS
-    taps = (_pixel_pairs if by_pairs else _row_pairs)(
-        x.astype(jnp.float32), gradient.astype(jnp.float32), k
+def _bands(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One product per channel with the matrix of all pairs of pixels, zero where no tap joins."""
+    k, (batch, height, width, channels) = kernel.shape[0], x.shape
+    rows, columns = _offsets(height, k), _offsets(width, k)
+    by_row = jnp.einsum("uvc,vbj->ucbj", kernel[:, :, 0], columns, precision=_EXACT)
+    matrix = jnp.einsum("ucbj,uai->cabij", by_row, rows, precision=_EXACT)
+    y = jnp.einsum(
+        "npc,cpq->cnq",
+        x.reshape(batch, height * width, channels),
+        matrix.reshape(channels, height * width, height * width),
+        precision=_EXACT,
     )
-    return taps.reshape(kernel.shape).astype(kernel.dtype)
+    return y.transpose(1, 2, 0).reshape(x.shape)
 
 
 def _pixel_pairs(x: jax.Array, gradient: jax.Array, k: int) -> jax.Array:
@@ -42,29 +88,31 @@ def _pixel_pairs(x: jax.Array, gradient: jax.Array, k: int) -> jax.Array:
     pairs = jnp.matmul(
         x.transpose(3, 1, 2, 0).reshape(channels, height * width, -1),
         gradient.transpose(3, 0, 1, 2).reshape(channels, -1, height * width),
-        precision=jax.lax.Precision.HIGHEST,
+        precision=_EXACT,
     ).reshape(channels, height, width, height, width)
-    # offsets[u, a, i] is 1 where row a of x meets row i of the gradient under tap u.
-    rows, columns = (
-        np.stack([np.eye(size, k=k // 2 - u, dtype=np.float32) for u in range(k)])
-        for size in (height, width)
-    )
-    by_row = jnp.einsum("capiq,uai->cupq", pairs, rows)
-    return jnp.einsum("cupq,vpq->uvc", by_row, columns)
+    by_row = jnp.einsum("capiq,uai->cupq", pairs, _offsets(height, k))
+    return jnp.einsum("cupq,vpq->uvc", by_row, _offsets(width, k))
 
 
-def _row_pairs(x: jax.Array, gradient: jax.Array, k: int) -> jax.Array:
-    """For each row offset, all pairs of columns in one product over the batch and the rows."""
+def _columns(x: jax.Array, gradient: jax.Array, k: int) -> jax.Array:
+    """For each row of taps, all of its taps in one sum over the columns; then over rows, images."""
     batch, height, width, channels = x.shape
-    padded = _pad(x, k // 2).transpose(3, 0, 1, 2)
-    rows = gradient.transpose(3, 0, 1, 2).reshape(channels, batch * height, width)
-    columns = np.stack([np.eye(width, width + k - 1, k=v, dtype=np.float32) for v in range(k)])
-    taps = []
-    for u in range(k):
-        shifted = padded[:, :, u : u + height].reshape(channels, batch * height, -1)
-        pairs = jnp.einsum("crj,crp->cjp", rows, shifted, precision=jax.lax.Precision.HIGHEST)
-        taps.append(jnp.einsum("cjp,vjp->vc", pairs, columns))
-    return jnp.stack(taps)
+    padded = _pad(x, k // 2)
+    ones = jnp.ones((1, batch * height), jnp.float32)
+
+    def row_of_taps(u: jax.Array) -> jax.Array:
+        rows = jax.lax.dynamic_slice_in_dim(padded, u, height, axis=1)
+        terms = (rows[:, :, j : j + k] * gradient[:, :, j : j + 1] for j in range(width))
+        total = functools.reduce(jnp.add, terms).reshape(batch * height, k * channels)
+        # As a product, or XLA would work the sum into the terms and vectorise neither.
+        return jnp.matmul(ones, total, precision=_EXACT).reshape(k, channels)
+
+    return jax.lax.map(row_of_taps, jnp.arange(k))
+
+
+def _offsets(size: int, k: int) -> np.ndarray:
+    """(k, size, size): 1 at [u, a, i] where pixel a meets pixel i of the result under tap u."""
+    return np.stack([np.eye(size, k=k // 2 - u, dtype=np.float32) for u in range(k)])
 
 
 def _pad(x: jax.Array, margin: int) -> jax.Array:

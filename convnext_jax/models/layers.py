@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
+from convnext_jax.models.channelwise import scale_channels, shift_channels
+
 # The authors initialise with a truncated normal of σ = 0.02 whose bounds ±2 are ABSOLUTE values,
 # that is ±100 σ: a plain normal. `nn.initializers.truncated_normal` would cut at ±2 σ instead.
 reference_kernel_init = nn.initializers.normal(stddev=0.02)
@@ -47,9 +49,9 @@ class LayerNorm(nn.Module):
         x = x.astype(jnp.float32)
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        scale, bias = (_as_float32_row(p, x.ndim) for p in (scale, bias))
-        y = centred * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias
-        return y.astype(self.dtype)
+        y = centred * jax.lax.rsqrt(variance + self.epsilon)
+        y = scale_channels(y, scale.astype(jnp.float32))
+        return shift_channels(y, bias.astype(jnp.float32)).astype(self.dtype)
 
 
 class GlobalResponseNorm(nn.Module):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer, PrecisionLike
 
 from convnext_jax.models.activations import ACTIVATIONS
+from convnext_jax.models.channelwise import Dense, scale_channels
 from convnext_jax.models.depthwise import Implementation
 from convnext_jax.models.layers import StochasticDepth
 from convnext_jax.models.normalisation import Normalisation
@@ -94,8 +95,8 @@ class Block(nn.Module):
                 name="dwconv" if is_depthwise else "conv",
             )(y)
 
-        first = nn.Dense(hidden, use_bias=self.conv_bias, **types, name="pwconv1")
-        last = nn.Dense(self.features, use_bias=self.conv_bias, **types, name="pwconv2")
+        first = Dense(hidden, use_bias=self.conv_bias, **types, name="pwconv1")
+        last = Dense(self.features, use_bias=self.conv_bias, **types, name="pwconv2")
         convs: tuple[Callable[[jax.Array], jax.Array], ...] = (first, spatial, last)
         if self.spatial_first:
             convs = (spatial, first, last)
@@ -114,7 +115,7 @@ class Block(nn.Module):
         if self.layer_scale_init:
             init = nn.initializers.constant(self.layer_scale_init)
             gamma = self.param("gamma", init, (self.features,), self.param_dtype)
-            y = y * gamma.astype(self.dtype).reshape(1, 1, 1, self.features)
+            y = scale_channels(y, gamma.astype(self.dtype))
         y = StochasticDepth(self.drop_rate, name="stochastic_depth")(y, train)
 
         if self.stride != 1 or x.shape[-1] != self.features:

@@ -84,8 +84,8 @@ class ModernizedResNet(nn.Module):
       zero_init_residual: whether the last batch norm of each block starts with `scale` 0.
       bn_groups: parts of the batch with batch statistics of their own: 1 for those of the global
         batch, the number of devices for per-device ones; see `BatchNorm`.
-      depthwise: implementation of the depthwise convolutions, "auto", "xla" or "shifts"; see
-        `depthwise_conv`. Those of stride 2 are XLA's in any case.
+      depthwise: implementation of the depthwise convolutions, "auto", "xla", "shifts" or "pallas";
+        see `depthwise_conv`. Those of stride 2 are XLA's in any case.
       drop_path_rate: stochastic depth rate of the last block, in [0, 1).
       head_init_scale: factor on the head's initial weights.
       remat: gradient checkpointing: each block recomputes its activations in the backward pass.

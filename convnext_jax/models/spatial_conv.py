@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer, PrecisionLike
 
+from convnext_jax.models.channelwise import shift_channels
 from convnext_jax.models.depthwise import Implementation, depthwise_conv
 
 
@@ -65,4 +66,4 @@ class SpatialConv(nn.Module):
             )
         if bias is None:
             return y
-        return y + bias.astype(self.dtype).reshape(1, 1, 1, self.features)
+        return shift_channels(y, bias.astype(self.dtype))

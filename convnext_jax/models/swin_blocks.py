@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, PrecisionLike
 
+from convnext_jax.models.gelu import gelu
 from convnext_jax.models.layers import LayerNorm, StochasticDepth, reference_kernel_init
 from convnext_jax.models.swin_attention import WindowAttention, pad_to_multiples
 
@@ -115,7 +116,7 @@ class Mlp(nn.Module):
             "kernel_init": reference_kernel_init,
         }
         y = nn.Dense(4 * x.shape[-1], **products, name="fc1")(x)
-        return nn.Dense(x.shape[-1], **products, name="fc2")(nn.gelu(y, approximate=False))
+        return nn.Dense(x.shape[-1], **products, name="fc2")(gelu(y))
 
 
 class Block(nn.Module):

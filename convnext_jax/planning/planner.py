@@ -70,7 +70,7 @@ class Plan:
       mesh: devices by axis.
       batch_size: global.
       accumulation_steps: micro-batches that it is dealt out to.
-      remat: whether activations are computed again in the backward pass.
+      remat: whether activations are computed again in the backward pass, or by which policy.
       examples: of the training set.
       steps: of the whole schedule.
       fits: whether the compiler took the step, and left room for the batches that wait.
@@ -95,7 +95,7 @@ class Plan:
     mesh: dict[str, int]
     batch_size: int
     accumulation_steps: int
-    remat: bool
+    remat: bool | str
     examples: int
     steps: int
     fits: bool

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from convnext_jax import compiler_options
 from convnext_jax.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
 from convnext_jax.training.sharding import batch_sharding, replicated
 
@@ -113,6 +114,7 @@ def jit_score_step(score_step: ScoreStep, mesh: Mesh) -> Any:
         score_step,
         in_shardings=(replicated(mesh), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
+        compiler_options=compiler_options.for_inference(mesh),
     )
 
 

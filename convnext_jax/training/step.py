@@ -4,7 +4,7 @@ The very same functions run under `train.py`, in the tests and in an ahead-of-ti
 know the state and the model, and nothing of files, clocks or processes.
 """
 
-import dataclasses
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from convnext_jax import compiler_options
 from convnext_jax.data.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -28,9 +29,9 @@ from convnext_jax.data.mixing import MixConfig, apply_mixture, draw_mixture, smo
 from convnext_jax.errors import UserError
 from convnext_jax.training.gathering import gathered
 from convnext_jax.training.losses import Loss, soft_target_cross_entropy
-from convnext_jax.training.optim import update_ema
 from convnext_jax.training.sharding import batch_sharding, replicated
 from convnext_jax.training.state import TrainState
+from convnext_jax.training.update import make_update
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -108,6 +109,13 @@ def _on_each_device(
     return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)
 
 
+def _traced_over(mesh: Mesh | None) -> contextlib.AbstractContextManager[None]:
+    """Lets the model know the devices: what XLA can't share out among them it does on each."""
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
 def _as_used(model: nn.Module, params: PyTree, mesh: Mesh | None) -> PyTree:
     return params if mesh is None else gathered(params, mesh, getattr(model, "dtype", jnp.float32))
 
@@ -177,10 +185,12 @@ def make_train_step(
         params: PyTree, batch_stats: PyTree, images: jax.Array, targets: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, PyTree]:
         params = _as_used(model, params, mesh)
-        logits, batch_stats = _apply_in_training(model, params, batch_stats, images, key)
+        with _traced_over(mesh):
+            logits, batch_stats = _apply_in_training(model, params, batch_stats, images, key)
         return loss_function(logits, targets), batch_stats
 
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    update = make_update(optimizer, ema_decay)
 
     def loss_and_grads(
         params: PyTree, batch_stats: PyTree, images: jax.Array, targets: jax.Array, key: jax.Array
@@ -231,33 +241,14 @@ def make_train_step(
             state.params, state.batch_stats, images, targets, key_model
         )
 
-        grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params, ema_batch_stats = state.ema_params, state.ema_batch_stats
-        if ema_decay is not None:
-            ema_params = update_ema(ema_params, params, ema_decay)
-            ema_batch_stats = update_ema(ema_batch_stats, batch_stats, ema_decay)
-
-        new = TrainState(
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            ema_params=ema_params,
-            ema_batch_stats=ema_batch_stats,
-            skipped=state.skipped,
-        )
-        left_out = dataclasses.replace(state, step=new.step, skipped=state.skipped + 1)
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, left_out)
+        updated = update(state, loss, grads, batch_stats)
         metrics = {
             "loss": loss,
-            "grad_norm": grad_norm,
-            "learning_rate": schedule(state.step - 1).astype(jnp.float32),
-            "finite": finite,
+            "grad_norm": updated.grad_norm,
+            "learning_rate": schedule(state.step).astype(jnp.float32),
+            "finite": updated.finite,
         }
-        return state, metrics
+        return updated.state, metrics
 
     return train_step
 
@@ -287,7 +278,8 @@ def make_eval_step(
     def eval_step(variables: PyTree, batch: Batch) -> Metrics:
         images = normalize(batch["image"], mean, std)
         variables = {**variables, "params": _as_used(model, variables["params"], mesh)}
-        outputs: Any = model.apply(variables, images, train=False)
+        with _traced_over(mesh):
+            outputs: Any = model.apply(variables, images, train=False)
         logits = outputs.astype(jnp.float32)
         label = batch["label"]
         mask = batch["mask"]
@@ -335,5 +327,8 @@ def jit_eval_step(
     """Compiles the evaluation step for a mesh; arguments as for `jit_train_step`."""
     sharding = jax.tree.map(lambda leaf: leaf.sharding, state.variables)
     return jax.jit(
-        eval_step, in_shardings=(sharding, batch_sharding(mesh)), out_shardings=replicated(mesh)
+        eval_step,
+        in_shardings=(sharding, batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+        compiler_options=compiler_options.for_inference(mesh),
     )

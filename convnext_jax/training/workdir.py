@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +21,23 @@ def absolute_path(path: str | os.PathLike[str]) -> epath.Path:
     """The path made absolute, `~` expanded; a URL such as `gs://…` stays as it is."""
     text = os.fspath(path)
     return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
+
+
+def local_workdir(workdir: str | os.PathLike[str]) -> Path:
+    """The path of a run's directory, which need not be there yet.
+
+    Raises:
+      UserError: if it is a URL, where logs can't be appended to, or a file.
+    """
+    if "://" in os.fspath(workdir):
+        raise UserError(
+            f"--workdir {workdir} is a URL; mount the bucket on every host (docs/pods.md), and "
+            "give the path"
+        )
+    path = Path(workdir)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--workdir {path} is a file; give a directory")
+    return path
 
 
 def check_config(

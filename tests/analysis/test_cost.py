@@ -21,6 +21,12 @@ def operation(source, files=(), cycles=10, runs=1.0):
         (f"{MODEL}/stages_2/blocks_11/dwconv/cond/branch_1_fun/conv_general_dilated", (), ()),
         (f"{BACK}/stages_0/blocks_1/pwconv1/dot_general", (), ("stages_0 pwconv1", "backward")),
         (f"{MODEL}/stages_3/blocks_0/erfc", (), ("stages_3 activation", "forward")),
+        (
+            f"{BACK}/stages_2/while/body/closed_call/rematted_computation/blocks/pwconv2/dot_general",
+            (),
+            ("stages_2 pwconv2", "backward"),
+        ),
+        (f"{BACK}/stages_2/while/body/dynamic_slice", (), ("stages_2 loop", "backward")),
         (f"{MODEL}/stages_3/blocks_0/stochastic_depth/mul", (), ("stages_3 residual", "forward")),
         (f"{BACK}/stages_1/downsample/norm/mul", (), ("stages_1 downsample", "backward")),
         (

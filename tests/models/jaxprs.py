@@ -21,7 +21,11 @@ def jaxprs_within(jaxpr: Any) -> Iterator[Any]:
     """The jaxpr itself and those of all calls, branches and checkpoints in it."""
     yield jaxpr
     for eqn in jaxpr.eqns:
-        for value in eqn.params.values():
+        params = dict(eqn.params)
+        if params.get("branches_platforms"):
+            # Of a choice by platform, what is neither the CPU's nor a TPU's.
+            params["branches"] = params["branches"][-1]
+        for value in params.values():
             for sub in _sub_jaxprs(value):
                 yield from jaxprs_within(sub)
 

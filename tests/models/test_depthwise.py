@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -5,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convnext_jax.models.depthwise import IMPLEMENTATIONS, DepthwiseConv, depthwise_conv
+from convnext_jax.models import depthwise_pallas, depthwise_pallas_lowering
+from convnext_jax.models.depthwise import DepthwiseConv, depthwise_conv
 
 
 @pytest.mark.parametrize("kernel_size", [3, 7])
@@ -78,28 +81,126 @@ def test_bfloat16_sums_in_float32():
         assert float(error.max()) < 2**-8
 
 
+def gradients(x, kernel, **options):
+    def loss(x, kernel):
+        return (depthwise_conv(x, kernel, **options) ** 2).sum()
+
+    return jax.grad(loss, (0, 1))(x, kernel)
+
+
+def exported(platforms, images):
+    # Under a new name, or `jit` would remember.
+    function = jax.jit(lambda x, kernel: gradients(x, kernel))
+    x = jax.ShapeDtypeStruct((images, 5, 5, 8), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 1, 8), jnp.float32)
+    text = jax.export.export(function, platforms=platforms)(x, kernel).mlir_module()
+    return text.count("tpu_custom_call"), text.count("stablehlo.convolution")
+
+
 def test_auto_takes_the_path_of_the_backend_that_it_is_compiled_for():
-    x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((7, 7, 1, 4))
-    exported = jax.export.export(jax.jit(depthwise_conv), platforms=["tpu"])(x, kernel)
-    assert "stablehlo.convolution" in exported.mlir_module()
-    exported = jax.export.export(jax.jit(depthwise_conv), platforms=["cpu"])(x, kernel)
-    assert "stablehlo.convolution" not in exported.mlir_module()
+    few, many = depthwise_pallas.LEAST_IMAGES - 1, depthwise_pallas.LEAST_IMAGES
+    # Forward and by the input it is one kernel, called twice.
+    assert exported(["tpu"], many) == (2, 0)
+    assert exported(["tpu"], few) == (0, 3)
+    assert exported(["cpu"], many) == (0, 0)
+    assert exported(["cuda"], many) == (0, 3)
+    kernels, convolutions = exported(["cpu", "tpu", "cuda"], many)
+    assert kernels == 2
+    assert convolutions >= 3
+    (symbolic,) = jax.export.symbolic_shape("batch")
+    assert exported(["tpu"], symbolic) == (0, 3)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_works_under_vmap_and_remat(implementation):
-    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 5, 4))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, 4))
+def test_the_kernels_are_traced_for_a_tpu_alone(monkeypatch):
+    traced = []
+    for name in ("_kernel_filter", "_kernel_gradient"):
+        monkeypatch.setattr(depthwise_pallas_lowering, name, lambda x, *_: traced.append(1) or x)
+    x, kernel = jnp.ones((depthwise_pallas.LEAST_IMAGES, 3, 3, 1)), jnp.ones((3, 3, 1, 1))
+    jax.jit(lambda x, kernel: depthwise_conv(x, kernel))(x, kernel)
+    assert not traced
+    jax.export.export(jax.jit(lambda x: depthwise_conv(x, kernel)), platforms=["tpu"])(x)
+    assert traced
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Lets the CPU run the kernels."""
+    forward = jax.jit(functools.partial(depthwise_pallas.forward, interpret=True))
+    gradient = jax.jit(
+        functools.partial(depthwise_pallas.kernel_gradient, interpret=True), static_argnums=2
+    )
+    monkeypatch.setattr(depthwise_pallas_lowering, "_kernel_filter", forward)
+    monkeypatch.setattr(depthwise_pallas_lowering, "_kernel_gradient", gradient)
+
+
+def test_pallas_has_the_value_and_gradients_of_xlas(interpreted):
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, 5))
+    cotangent = jax.random.normal(jax.random.key(2), x.shape)
+    expected = value_and_gradients("xla", x, kernel, cotangent)
+    for a, b in zip(value_and_gradients("pallas", x, kernel, cotangent), expected, strict=True):
+        chex.assert_trees_all_close(a, b, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+def test_pallas_refuses_other_backends():
+    x, kernel = jnp.ones((2, 3, 4, 5)), jnp.ones((3, 3, 1, 5))
+    with pytest.raises(ValueError, match="for TPUs alone; use implementation='auto'"):
+        depthwise_conv(x, kernel, implementation="pallas")
+    function = jax.jit(lambda x: depthwise_conv(x, kernel, implementation="pallas"))
+    with pytest.raises(ValueError, match="for TPUs alone"):
+        jax.export.export(function, platforms=["cuda"])(x)
+    with pytest.raises(ValueError, match=r"5000 pixels wide and float32; use .*'auto'"):
+        depthwise_conv(jnp.ones((2, 1, 5000, 1)), kernel[..., :1], implementation="pallas")
+
+
+# How vmap and checkpointing treat the kernels does not depend on what they become in the end: their
+# primitives become XLA's convolution where they are not required.
+@pytest.fixture
+def standing_in(monkeypatch):
+    monkeypatch.setattr(depthwise_pallas, "LEAST_IMAGES", 0)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *x, cpu, default, tpu: tpu(*x))
+
+
+@pytest.mark.parametrize("axes", [(0, None), (None, 1), (1, 2)])
+@pytest.mark.parametrize("implementation", ["auto", "xla", "shifts", "pallas"])
+def test_works_under_vmap_and_remat(implementation, axes, request):
+    if implementation == "pallas":
+        request.getfixturevalue("standing_in")
+        implementation = "auto"
+    x = jax.random.normal(jax.random.key(0), (2, 2, 5, 5, 4)[axes[0] is None :])
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 2, 1, 4) if axes[1] else (3, 3, 1, 4))
+    if axes[1] == 1:
+        kernel = kernel.swapaxes(1, 2)
 
     @jax.checkpoint
     def loss(x, kernel):
         return (depthwise_conv(x, kernel, implementation=implementation) ** 2).sum()
 
-    got = jax.vmap(jax.grad(loss), in_axes=(0, None))(x, kernel)
-    expected = jnp.stack([jax.grad(loss)(one, kernel) for one in x])
+    def loss_of_xla(x, kernel):
+        return (depthwise_conv(x, kernel, implementation="xla") ** 2).sum()
+
+    got = jax.vmap(jax.grad(loss, (0, 1)), in_axes=axes)(x, kernel)
+    expected = jax.vmap(jax.grad(loss_of_xla, (0, 1)), in_axes=axes)(x, kernel)
     chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("implementation", ["shifts", "pallas"])
+def test_has_second_derivatives(implementation, request):
+    if implementation == "pallas":
+        request.getfixturevalue("standing_in")
+        implementation = "auto"
+    x = jax.random.normal(jax.random.key(0), (1, 3, 4, 2))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, 2))
+
+    def norm_of_gradients(x, kernel, implementation):
+        by_x, by_kernel = gradients(x, kernel, implementation=implementation)
+        return (by_x**2).sum() + (by_kernel**3).sum()
+
+    got = jax.grad(norm_of_gradients, (0, 1))(x, kernel, implementation)
+    expected = jax.grad(norm_of_gradients, (0, 1))(x, kernel, "xla")
+    chex.assert_trees_all_close(got, expected, rtol=1e-4)
+
+
 def test_an_unknown_implementation_names_the_known_ones():
-    with pytest.raises(ValueError, match="auto, xla, shifts"):
+    with pytest.raises(ValueError, match="auto, xla, shifts, pallas"):
         depthwise_conv(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2)), implementation="cudnn")

@@ -66,7 +66,7 @@ class TestSlipsShow:
         assert largest_error(self.V2, converted(self.V2)[1], compiled=False) > 10 * TOLERANCE
 
     def test_approximate_gelu(self, monkeypatch):
-        monkeypatch.setattr(nn, "gelu", lambda x, approximate: jax.nn.gelu(x, approximate=True))
+        monkeypatch.setattr(blocks, "gelu", lambda x: jax.nn.gelu(x, approximate=True))
         assert largest_error(self.V1, converted(self.V1)[1], compiled=False) > 10 * TOLERANCE
 
     @pytest.mark.parametrize("label", [V1, V2])

@@ -1,0 +1,222 @@
+"""What a whole training step of ConvNeXt-T costs on a TPU v5e, by the way it is computed.
+
+    pip install 'convnext-jax[plan]'
+    python benchmarks/tpu_step.py --results step.json
+
+Compiles the project's training step, 256 images of 224 pixels in bfloat16 on one chip, normalised
+and not otherwise augmented, AdamW and an average of the weights: first with `nn.Conv`,
+`nn.LayerNorm` and `nn.gelu(approximate=False)` in the blocks, then with one of this library's
+paths after the other. No TPU is needed. A compilation takes minutes; with --results each one is
+kept, and what is there already is not compiled again unless the library's source or the compiler
+has changed.
+
+The cycles are those that the compiler estimates for XLA's operations, and for Pallas kernels, of
+which it has no estimate, the bundles of their code times how often these run (`tpu_kernels.py`).
+Of memory there are two counts: XLA's "bytes accessed", which takes the kernels' figures from their
+own `CostEstimate`, and the operands and results that lie in HBM, of every instruction and kernel
+alike (`convnext_jax/analysis/hbm.py`). These are estimates, not measurements. The last table is in
+benchmarks/README.md.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from tpu_remat import Results
+
+from convnext_jax.analysis.hbm import traffic
+from convnext_jax.analysis.hlo import operations
+from convnext_jax.analysis.hlo_text import parse
+from convnext_jax.analysis.inference_cost import compiler_versions
+from convnext_jax.analysis.tpu import compile_for_tpu, tpu_topology
+from convnext_jax.data.augment import AugmentConfig
+from convnext_jax.data.mixing import MixConfig
+from convnext_jax.models import blocks
+from convnext_jax.models.registry import create_model
+from convnext_jax.training import optim, sharding
+from convnext_jax.training.schedule import warmup_cosine
+from convnext_jax.training.state import abstract_state
+from convnext_jax.training.step import jit_train_step, make_train_step
+
+IMAGES, SIZE = 256, 224
+XLA = {"depthwise": "xla", "mlp": "xla"}
+
+
+def exact_gelu():
+    """In bfloat16 too, GELU as JAX has it."""
+    gelu = functools.partial(nn.gelu, approximate=False)
+    return mock.patch.object(blocks, "gelu", gelu)
+
+
+@contextlib.contextmanager
+def plain_flax():
+    """Blocks of Flax's own layers."""
+
+    def depthwise(size, implementation, name, **options):
+        def conv(x):
+            return nn.Conv(
+                x.shape[-1], (size, size), feature_group_count=x.shape[-1], name=name, **options
+            )(x)
+
+        return conv
+
+    def norm(epsilon, dtype, param_dtype, name):
+        return nn.LayerNorm(epsilon, dtype, param_dtype, name=name)
+
+    with (
+        exact_gelu(),
+        mock.patch.object(blocks, "DepthwiseConv", depthwise),
+        mock.patch.object(blocks, "LayerNorm", norm),
+    ):
+        yield
+
+
+VARIANTS = {
+    "plain Flax": (XLA, plain_flax),
+    "this library, by XLA, `nn.gelu`": (XLA, exact_gelu),
+    "and its GELU": (XLA, contextlib.nullcontext),
+    "and the depthwise kernels": ({"depthwise": "pallas", "mlp": "xla"}, contextlib.nullcontext),
+    "and the kernels of the second half": (
+        {"depthwise": "pallas", "mlp": "pallas"},
+        contextlib.nullcontext,
+    ),
+}
+
+
+def compiled_step(options, images):
+    """The optimised program."""
+    mesh = sharding.create_mesh(1, 1, tpu_topology("v5e:1x1").devices)
+    model = create_model(
+        "convnext_tiny", num_classes=1000, drop_path_rate=0.1, dtype=jnp.bfloat16, **options
+    )
+    schedule = warmup_cosine(4e-3, 1e-6, 10, 100)
+    optimizer = optim.adamw(schedule, depths=model.depths, weight_decay=0.05)
+    state = abstract_state(model, optimizer, (SIZE, SIZE, 3), mesh, ema=True)
+    step = make_train_step(
+        model,
+        optimizer,
+        schedule,
+        num_classes=1000,
+        mix_config=MixConfig(mixup_alpha=0.0, cutmix_alpha=0.0),
+        seed=0,
+        ema_decay=0.9999,
+        augment_config=AugmentConfig(),
+        mesh=mesh,
+    )
+    rows = sharding.batch_sharding(mesh)
+    batch = {
+        "image": jax.ShapeDtypeStruct((images, SIZE, SIZE, 3), jnp.uint8, sharding=rows),
+        "label": jax.ShapeDtypeStruct((images,), jnp.int32, sharding=rows),
+    }
+    return compile_for_tpu(jit_train_step(step, state, mesh), state, batch)
+
+
+def figures_of(variant, images, keep):
+    """What the compiler says of a variant's step."""
+    options, patched = VARIANTS[variant]
+    with patched():
+        compiled = compiled_step(options, images)
+    text = compiled.as_text()
+    if keep:
+        Path(keep, f"{list(VARIANTS).index(variant)}.hlo").write_text(text, encoding="utf-8")
+    program = operations(text)
+    return {
+        "cycles": sum(one.total_cycles for one in program),
+        "kernels": kernels_in(text, program),
+        "accessed": compiled.cost_analysis()["bytes accessed"],
+        "flops": compiled.cost_analysis()["flops"],
+        "hbm": hbm_bytes(text),
+        "temporaries": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def kernels_in(text, program):
+    """How often each Pallas kernel runs, by its name and the largest of its arrays."""
+    instructions = {
+        one.name: one for many in parse(text).computations.values() for one in many.values()
+    }
+    counts = {}
+    for operation in program:
+        one = instructions[operation.name]
+        if one.attributes.get("custom_call_target") == "tpu_custom_call":
+            name = one.name.split(".")[0]
+            shape = next(iter(_shapes_of_images(text, one.name)))
+            key = f"{name} {'x'.join(shape.split(','))}"
+            counts[key] = counts.get(key, 0) + operation.runs
+    return counts
+
+
+def _shapes_of_images(text, name):
+    """Shapes (pixels, channels, images) in an instruction's line, of what it gives and takes."""
+    (line,) = (line for line in text.splitlines() if re.match(rf"\s+(ROOT )?%?{name} = ", line))
+    yield from re.findall(r"bf16\[(\d+,\d+,\d+)\]", line)
+
+
+def hbm_bytes(text):
+    """HBM traffic of the program, or None where it has a loop."""
+    try:
+        return sum(one.bytes for one in traffic(text))
+    except ValueError:
+        return None
+
+
+def kernel_cycles(keys):
+    """Static cycles of each kernel, from a process that has the compiler write down its code."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(Path(__file__).with_name("tpu_kernels.py")), folder, *keys]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variants", type=int, nargs="+", default=range(len(VARIANTS)))
+    parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--results", help="JSON file of what has been compiled")
+    parser.add_argument("--keep", help="folder for the programs' texts")
+    arguments = parser.parse_args()
+    results, rows = Results(arguments.results), []
+    for variant in (list(VARIANTS)[i] for i in arguments.variants):
+        name = f"{variant}, {arguments.images} images"
+        if (figures := results.get(name)) is None:
+            figures = figures_of(variant, arguments.images, arguments.keep)
+            results.put(name, figures)
+        missing = [key for key in figures["kernels"] if results.get(key) is None]
+        for key, cycles in (kernel_cycles(missing) if missing else {}).items():
+            results.put(key, cycles)
+        static = sum(results.get(key) * runs for key, runs in figures["kernels"].items())
+        rows.append((variant, figures, static))
+
+    versions = ", ".join(f"{name} {version}" for name, version in compiler_versions().items())
+    print(f"ConvNeXt-T, {arguments.images} images on one v5e chip, bfloat16; {versions}\n")
+    heads = ("XLA, M cycles", "kernels, M cycles", "ratio", "accessed, GB", "ratio")
+    heads += ("HBM operands, GB", "temporaries, GB")
+    print(f"| step | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
+    _, first, _ = rows[0]
+    for variant, figures, static in rows:
+        hbm = "" if figures["hbm"] is None else f"{figures['hbm'] / 1e9:.1f}"
+        cells = (
+            f"{figures['cycles'] / 1e6:.1f}",
+            f"{static / 1e6:.1f}",
+            f"{(figures['cycles'] + static) / first['cycles']:.2f}",
+            f"{figures['accessed'] / 1e9:.1f}",
+            f"{figures['accessed'] / first['accessed']:.2f}",
+            hbm,
+            f"{figures['temporaries'] / 1e9:.1f}",
+        )
+        print(f"| {variant} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

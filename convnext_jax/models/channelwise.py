@@ -1,0 +1,117 @@
+"""1×1 products, scales and shifts of channels, with gradients that CPUs compute well.
+
+A parameter's gradient is a sum over pixels. XLA:CPU works such a sum into whatever made the pixels
+and computes that anew for every column, one number at a time; and of the two operands of a weight's
+gradient it transposes the left one, however large. There, sums are products with a row of ones,
+and the smaller operand stands on the left: ConvNeXt-T's training step takes a third less time.
+Elsewhere the gradients are those that differentiation gives.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer, PrecisionLike
+
+
+class Dense(nn.Module):
+    """`nn.Dense`, with its parameters: `kernel` (C, features) and `bias` (features,).
+
+    Attributes:
+      features: columns of the kernel.
+      use_bias: whether a bias is added.
+      dtype: compute type, also of the output.
+      param_dtype: type of the parameters.
+      precision: of the products, see `jax.lax.Precision`.
+      kernel_init: initialiser of the kernel; the bias starts at 0.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+    precision: PrecisionLike = None
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x (..., C), of any float type, to (..., features) of type `dtype`."""
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        y = multiply_channels(x.astype(self.dtype), kernel.astype(self.dtype), self.precision)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros_init(), shape[1:], self.param_dtype)
+        return shift_channels(y, bias.astype(self.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def multiply_channels(x: jax.Array, kernel: jax.Array, precision: PrecisionLike) -> jax.Array:
+    """Multiplies x (..., C) by kernel (C, D), of x's type, to (..., D)."""
+    return jnp.matmul(x, kernel, precision=precision)
+
+
+@jax.custom_vjp
+def scale_channels(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """Multiplies x (..., C) by scale (C,), of x's type."""
+    return x * _row(scale, x)
+
+
+@jax.custom_vjp
+def shift_channels(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Adds bias (C,), of x's type, to x (..., C)."""
+    return x + _row(bias, x)
+
+
+def _multiply_forward(
+    x: jax.Array, kernel: jax.Array, precision: PrecisionLike
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return multiply_channels(x, kernel, precision), (x, kernel)
+
+
+def _multiply_backward(
+    precision: PrecisionLike, saved: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    columns, rows = (a.reshape(-1, a.shape[-1]) for a in (x, g))
+
+    def product(left: jax.Array, right: jax.Array) -> jax.Array:
+        return jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())), precision=precision)
+
+    def smaller_first(columns: jax.Array, rows: jax.Array) -> jax.Array:
+        if columns.shape[1] <= rows.shape[1]:
+            return product(columns, rows)
+        return product(rows, columns).T
+
+    by_kernel = jax.lax.platform_dependent(columns, rows, cpu=smaller_first, default=product)
+    return jnp.matmul(g, kernel.T, precision=precision), by_kernel
+
+
+multiply_channels.defvjp(_multiply_forward, _multiply_backward)
+scale_channels.defvjp(
+    lambda x, scale: (scale_channels(x, scale), (x, scale)),
+    lambda saved, g: (g * _row(saved[1], g), _sum_over_pixels(g * saved[0])),
+)
+shift_channels.defvjp(
+    lambda x, bias: (shift_channels(x, bias), None),
+    lambda _, g: (g, _sum_over_pixels(g)),
+)
+
+
+def _sum_over_pixels(x: jax.Array) -> jax.Array:
+    def sum_as_product(x: jax.Array) -> jax.Array:
+        rows = math.prod(x.shape[:-1])
+        ones = jnp.ones(rows, x.dtype)
+        return jnp.matmul(ones, x.reshape(rows, -1), precision=jax.lax.Precision.HIGHEST)
+
+    return jax.lax.platform_dependent(
+        x, cpu=sum_as_product, default=lambda x: x.sum(axis=tuple(range(x.ndim - 1)))
+    )
+
+
+def _row(parameter: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.expand_dims(parameter, tuple(range(x.ndim - 1)))
