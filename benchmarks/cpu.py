@@ -108,6 +108,7 @@ def main():
         mode, batch_size = setting.split("-")
         seconds, found = measure(mode, int(batch_size), names, arguments.rounds, more)
         rows += rows_of(mode, int(batch_size), seconds)
+        print(*rows[-len(names) :], sep="\n", file=sys.stderr, flush=True)
         versions |= found
     print(", ".join(f"{name} {version}" for name, version in sorted(versions.items())))
     print(f"{os.cpu_count()} cores, {arguments.rounds} rounds\n")

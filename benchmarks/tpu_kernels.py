@@ -30,7 +30,7 @@ from convnext_jax.models.mlp_pallas_kernels import backward_call, forward_call
 from convnext_jax.models.mlp_pallas_tiles import mlp_tiling
 
 _TRIPS = re.compile(r"scmp\.ge\.s32\.totalorder %\w+, (\d+) /\* loop exit test \*/")
-_BUNDLE = re.compile(r"\s*(?:0x)?[0-9a-f]+\s+(\w\w)?\s*:([\s>]*)\{(\})?")
+_BUNDLE = re.compile(r"\s*(?:0x)?[0-9a-f]+\s+(\w\w)?\s*:([\s>]*)\{")
 
 
 @dataclasses.dataclass
@@ -41,8 +41,8 @@ class Loop:
       around: the loop that it lies in.
       depth: loops around it, and itself; 0 for what is in none.
       bundles: its own, without those of the loops in it.
-      trips: that the code holds as a constant. The grid's are more than its steps, since its loop
-        runs on to empty the pipeline.
+      trips: that the code holds as a constant, if it does. The grid's are more than its steps,
+        since its loop runs on to empty the pipeline.
     """
 
     around: "Loop | None"
@@ -50,40 +50,60 @@ class Loop:
     bundles: int = 0
     trips: int | None = None
 
-    def runs(self, steps):
-        """How often a kernel of so many grid steps comes by."""
+    def runs(self, steps, groups):
+        """How often it runs, of so many grid steps with so many groups of pixels."""
         if self.around is None:
             return 1
-        return self.around.runs(steps) * (steps if self.depth == 1 else self.trips)
+        trips = steps if self.depth == 1 else self.trips or groups
+        return self.around.runs(steps, groups) * trips
 
 
 def read_loops(text):
-    """The loops of a "final_bundles" file, in the order of their code; first what is in none."""
-    loops = [Loop(None, 0)]
-    inner = loops[0]
+    """The loops of a "final_bundles" file, in the order of their code; first what is in none.
+
+    A loop goes on to the last bundle of its depth: between them the compiler may put others, which
+    are marked as being in no such loop and do nothing but in its last trip.
+    """
+    bundles = []
     for line in text.splitlines():
-        if not (match := _BUNDLE.match(line)):
-            continue
-        mark, depth, empty = match[1], match[2].count(">"), match[3]
-        if mark in ("LB", "LH"):
-            while inner.depth >= depth:
-                inner = inner.around
+        if match := _BUNDLE.match(line):
+            trips = _TRIPS.search(line)
+            begins = match[1] in ("LB", "LH")
+            bundles.append((match[2].count(">"), begins, trips and int(trips[1])))
+    loops, ends = [Loop(None, 0)], [len(bundles)]
+    inner = loops[0]
+    for i, (depth, begins, trips) in enumerate(bundles):
+        while i >= ends[-1] or (begins and inner.depth >= depth):
+            inner = inner.around
+            ends.pop()
+        if begins:
             inner = Loop(inner, depth)
             loops.append(inner)
-        elif not empty:  # Those have no mark of their depth.
-            while inner.depth > depth:
-                inner = inner.around
+            ends.append(_end(bundles, i))
         inner.bundles += 1
-        if match := _TRIPS.search(line):
-            inner.trips = int(match[1])
+        if trips is not None:
+            inner.trips = trips
     return loops
+
+
+def _end(bundles, start):
+    """Where the loop ends that begins there."""
+    depth, _, _ = bundles[start]
+    end = start
+    for i, (other, begins, _) in enumerate(bundles[start + 1 :], start + 1):
+        if begins and other <= depth:
+            break
+        if other >= depth:
+            end = i
+    return end + 1
 
 
 def mlp_cycles(text, name, cut):
     """Of a kernel of a block's second half; that of the gradients begins by clearing the sums."""
-    steps = math.prod(cut.grid)
+    steps, groups = math.prod(cut.grid), cut.step_pixels // cut.group
     once = sum(read_schedule(text).parts) if name == "mlp_backward" else 0
-    return sum(loop.bundles * loop.runs(steps) for loop in read_loops(text)) - once * (steps - 1)
+    every = sum(loop.bundles * loop.runs(steps, groups) for loop in read_loops(text))
+    return every - once * (steps - 1)
 
 
 def depthwise_cycles(text, name, cut, channels, images):

@@ -20,18 +20,16 @@ benchmarks/README.md.
 
 import argparse
 import contextlib
-import functools
 import json
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from unittest import mock
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from plain_flax import exact_gelu, plain_flax
 from tpu_remat import Results
 
 from convnext_jax.analysis.hbm import traffic
@@ -41,7 +39,6 @@ from convnext_jax.analysis.inference_cost import compiler_versions
 from convnext_jax.analysis.tpu import compile_for_tpu, tpu_topology
 from convnext_jax.data.augment import AugmentConfig
 from convnext_jax.data.mixing import MixConfig
-from convnext_jax.models import blocks
 from convnext_jax.models.registry import create_model
 from convnext_jax.training import optim, sharding
 from convnext_jax.training.schedule import warmup_cosine
@@ -50,35 +47,6 @@ from convnext_jax.training.step import jit_train_step, make_train_step
 
 IMAGES, SIZE = 256, 224
 XLA = {"depthwise": "xla", "mlp": "xla"}
-
-
-def exact_gelu():
-    """In bfloat16 too, GELU as JAX has it."""
-    gelu = functools.partial(nn.gelu, approximate=False)
-    return mock.patch.object(blocks, "gelu", gelu)
-
-
-@contextlib.contextmanager
-def plain_flax():
-    """Blocks of Flax's own layers."""
-
-    def depthwise(size, implementation, name, **options):
-        def conv(x):
-            return nn.Conv(
-                x.shape[-1], (size, size), feature_group_count=x.shape[-1], name=name, **options
-            )(x)
-
-        return conv
-
-    def norm(epsilon, dtype, param_dtype, name):
-        return nn.LayerNorm(epsilon, dtype, param_dtype, name=name)
-
-    with (
-        exact_gelu(),
-        mock.patch.object(blocks, "DepthwiseConv", depthwise),
-        mock.patch.object(blocks, "LayerNorm", norm),
-    ):
-        yield
 
 
 VARIANTS = {

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from convnext_jax.analysis.estimate_cache import EstimateCache, InferenceEstimate
 from convnext_jax.analysis.hlo import operations
 from convnext_jax.analysis.tpu import TpuTopology, compile_for_tpu
+from convnext_jax.analysis.without_kernels import without_kernels
 
 
 def estimate_inference(
@@ -28,7 +29,8 @@ def estimate_inference(
 ) -> InferenceEstimate:
     """Compiles a forward pass from images to logits for one chip, and adds up its estimates.
 
-    Parameters are float32, as they lie in a checkpoint; the images have the model's `dtype`.
+    Parameters are float32, as they lie in a checkpoint; the images have the model's `dtype`. Pallas
+    kernels are left out, see `without_kernels`.
 
     Args:
       model: a module called as `model.apply(variables, images, train=False)`, unbound.
@@ -46,6 +48,7 @@ def estimate_inference(
     """
     sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
     dtype = getattr(model, "dtype", jnp.float32)
+    model = without_kernels(model)
     images = jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), dtype, sharding=sharding)
     variables = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -74,7 +74,7 @@ def depthwise_conv(
 
     "xla" is XLA's convolution. "shifts" are shifted multiply-adds, made for CPUs. "pallas" are
     kernels for TPUs, and an error on other backends. "auto" is "shifts" on the CPU; on a TPU
-    "pallas" where each device has images enough (`depthwise_pallas.pays`) and they are supported
+    "pallas" where that pays (`depthwise_pallas.pays`) and the images are supported
     (`depthwise_pallas.is_supported`), "xla" otherwise; and "xla" elsewhere. It is decided when the
     program is compiled for a backend.
 

@@ -96,10 +96,10 @@ def why_not(shape: tuple[int, ...], dtype: Any) -> str | None:
     cut = mlp_tiling(height * width, channels, LANES, jnp.dtype(dtype).itemsize, 0.0)
     # XLA keeps some of it for itself.
     most = pltpu.get_tpu_info().vmem_capacity_bytes * 7 // 8
-    if cut.vmem_limit > most:
+    if cut.vmem > most:
         return (
             f"weights that fit VMEM, but those of {channels} channels need "
-            f"{cut.vmem_limit // 2**20} MiB and there are {most // 2**20}"
+            f"{cut.vmem // 2**20} MiB and there are {most // 2**20}"
         )
     return None
 

@@ -62,7 +62,7 @@ def forward_call(
         ],
         out_specs=tiling.pixel_block,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=tiling.vmem_limit
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=tiling.vmem
         ),
         cost_estimate=tiling.cost(products=2, arrays=3),
         interpret=interpret,
@@ -112,7 +112,7 @@ def backward_call(
         out_specs=[tiling.pixel_block, *(_resident(s) for s in sums)],
         # The sums are added to by every step.
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=tiling.vmem_limit
+            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=tiling.vmem
         ),
         cost_estimate=tiling.cost(products=5, arrays=3),
         interpret=interpret,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,8 +18,11 @@ LANES = 128
 _SPARE_BYTES = 4 * 2**20
 # A step's block of one array; larger ones would hide no more of the memory's latency.
 _BLOCK_BYTES = 2**20
-# With at most this many, chunks are written out, so that one's products run beside another's GELU.
-_CHUNKS_WRITTEN_OUT = 6
+# Narrower ones have their chunks written out, so that one's products run beside another's GELU; of
+# wider ones a single chunk has products enough, and all would be too much code.
+_WIDTH_FOR_A_LOOP = 640
+# By the static schedule: with less at a time, products wait for each other's results.
+_GROUP_CHANNELS = 768
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,7 @@ class MlpTiling:
 
     @property
     def vmem(self) -> int:
-        """Bytes that the larger kernel, that of the gradients, keeps in VMEM."""
+        """Bytes of VMEM that the larger kernel, that of the gradients, may take."""
         weights = 4 * self.channels * max(self.channels, LANES)
         resident = weights * (3 * self.itemsize + 2 * 4)
         biases = (2 * 4 + 3) * self.channels * LANES * 4
@@ -75,11 +79,6 @@ class MlpTiling:
         # Of a group: the normalised pixels, the gradient, and the sums over chunks.
         columns = self.group * self.channels * LANES * (2 * self.itemsize + 4 * 4)
         return resident + biases + blocks + columns + _SPARE_BYTES
-
-    @property
-    def vmem_limit(self) -> int:
-        """What the compiler is told that it may use."""
-        return self.vmem + _SPARE_BYTES
 
     def cost(self, products: int, arrays: int) -> pl.CostEstimate:
         """Of a call.
@@ -105,7 +104,7 @@ class MlpTiling:
 
     def over_chunks(self, body: Callable[[Any, T], T], start: T) -> T:
         """Runs the body on the number of each chunk, and what the one before it gave."""
-        if self.chunks > _CHUNKS_WRITTEN_OUT:
+        if self.channels >= _WIDTH_FOR_A_LOOP:
             return jax.lax.fori_loop(0, self.chunks, body, start)
         for i in range(self.chunks):
             start = body(i, start)
@@ -127,7 +126,11 @@ def mlp_tiling(pixels: int, channels: int, images: int, itemsize: int, epsilon: 
     """
     most = max(1, _BLOCK_BYTES // (channels * LANES * itemsize))
     step_pixels = max(n for n in range(1, min(pixels, most) + 1) if pixels % n == 0)
-    group = next(
-        n for n in (4, 2, 1) if (step_pixels % n == 0 and n * channels <= 4 * LANES) or n == 1
+    group = max(
+        n
+        for n in (1, 2, 4, 8)
+        if step_pixels % n == 0 and n * channels <= max(channels, _GROUP_CHANNELS)
     )
-    return MlpTiling(pixels, channels, images, itemsize, epsilon, step_pixels, group, LANES)
+    wanted = LANES if channels < 256 else 2 * LANES if channels < 512 else 4 * LANES
+    chunk = math.gcd(wanted, 4 * channels)
+    return MlpTiling(pixels, channels, images, itemsize, epsilon, step_pixels, group, chunk)

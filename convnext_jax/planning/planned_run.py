@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from convnext_jax import experiment
 from convnext_jax.analysis.tpu import OutOfHbmError, TpuTopology, compile_for_tpu
+from convnext_jax.analysis.without_kernels import without_kernels
 from convnext_jax.models.registry import Network
 from convnext_jax.planning.memory import Memory, state_and_batch
 from convnext_jax.planning.training_sets import TrainingSet
@@ -36,7 +37,7 @@ class PlannedRun:
       examples: images of the training set.
       mesh: over its devices.
       durations: in steps.
-      model: the network.
+      model: the network, without Pallas kernels.
 
     Raises:
       UserError: for a mistake in the config, such as a batch that the chips don't divide.
@@ -49,7 +50,7 @@ class PlannedRun:
         self.mesh = sharding.create_mesh(config.mesh.data, config.mesh.fsdp, topology.devices)
         experiment.check_batch_sizes(config, self.mesh.size)
         self.durations = experiment.durations(config, data.examples)
-        self.model = experiment.build_model(config, data.classes, self.mesh.size)
+        self.model = without_kernels(experiment.build_model(config, data.classes, self.mesh.size))
         self._optimizer, self._schedule = experiment.build_optimizer(
             config, self.model, self.durations
         )

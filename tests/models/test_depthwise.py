@@ -81,6 +81,10 @@ def test_bfloat16_sums_in_float32():
         assert float(error.max()) < 2**-8
 
 
+# Images for which the kernels pay: three quarters of a register's lanes.
+ENOUGH = 96
+
+
 def gradients(x, kernel, **options):
     def loss(x, kernel):
         return (depthwise_conv(x, kernel, **options) ** 2).sum()
@@ -88,20 +92,20 @@ def gradients(x, kernel, **options):
     return jax.grad(loss, (0, 1))(x, kernel)
 
 
-def exported(platforms, images):
+def exported(platforms, images, dtype=jnp.bfloat16):
     # Under a new name, or `jit` would remember.
     function = jax.jit(lambda x, kernel: gradients(x, kernel))
-    x = jax.ShapeDtypeStruct((images, 5, 5, 8), jnp.float32)
-    kernel = jax.ShapeDtypeStruct((3, 3, 1, 8), jnp.float32)
+    x = jax.ShapeDtypeStruct((images, 5, 5, 8), dtype)
+    kernel = jax.ShapeDtypeStruct((3, 3, 1, 8), dtype)
     text = jax.export.export(function, platforms=platforms)(x, kernel).mlir_module()
     return text.count("tpu_custom_call"), text.count("stablehlo.convolution")
 
 
 def test_auto_takes_the_path_of_the_backend_that_it_is_compiled_for():
-    few, many = depthwise_pallas.LEAST_IMAGES - 1, depthwise_pallas.LEAST_IMAGES
+    few, many = ENOUGH - 1, ENOUGH
     # Forward and by the input it is one kernel, called twice.
     assert exported(["tpu"], many) == (2, 0)
-    assert exported(["tpu"], few) == (0, 3)
+    assert exported(["tpu"], few) == exported(["tpu"], many, jnp.float32) == (0, 3)
     assert exported(["cpu"], many) == (0, 0)
     assert exported(["cuda"], many) == (0, 3)
     kernels, convolutions = exported(["cpu", "tpu", "cuda"], many)
@@ -115,7 +119,8 @@ def test_the_kernels_are_traced_for_a_tpu_alone(monkeypatch):
     traced = []
     for name in ("_kernel_filter", "_kernel_gradient"):
         monkeypatch.setattr(depthwise_pallas_lowering, name, lambda x, *_: traced.append(1) or x)
-    x, kernel = jnp.ones((depthwise_pallas.LEAST_IMAGES, 3, 3, 1)), jnp.ones((3, 3, 1, 1))
+    x = jnp.ones((ENOUGH, 3, 3, 1), jnp.bfloat16)
+    kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16)
     jax.jit(lambda x, kernel: depthwise_conv(x, kernel))(x, kernel)
     assert not traced
     jax.export.export(jax.jit(lambda x: depthwise_conv(x, kernel)), platforms=["tpu"])(x)
@@ -157,7 +162,7 @@ def test_pallas_refuses_other_backends():
 # primitives become XLA's convolution where they are not required.
 @pytest.fixture
 def standing_in(monkeypatch):
-    monkeypatch.setattr(depthwise_pallas, "LEAST_IMAGES", 0)
+    monkeypatch.setattr(depthwise_pallas, "pays", lambda *_: True)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *x, cpu, default, tpu: tpu(*x))
 
 
