@@ -1,7 +1,7 @@
 """The Pallas TPU kernels of a block's second half: layer norm, product, GELU, product, addition.
 
 Arrays lie as (pixels, channels, images) with the images in the lanes, as in
-`depthwise_pallas_kernels.py`: the layer norm is then a sum over sublanes, and every channel count
+`depthwise_pallas_steps.py`: the layer norm is then a sum over sublanes, and every channel count
 fills the registers. A grid step takes some pixels of 128 images, and goes through the hidden layer
 of each group of these in chunks, so that it never leaves VMEM; the backward pass makes it anew.
 
