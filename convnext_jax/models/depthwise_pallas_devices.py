@@ -1,45 +1,29 @@
-"""The Pallas kernels over several devices: each filters its own images.
-
-A compiler that shares out a program among devices can't cut a Pallas call in parts. So the kernels
-are called within `jax.shard_map`, which needs to know the mesh: it is the one that is traced under,
-see `jax.sharding.use_abstract_mesh`. The batch is taken to be cut along all of its axes, as
-`training/sharding.py` cuts it; one that is cut otherwise would be moved.
-"""
+"""Whether and how the depthwise convolution runs by the Pallas kernels, on any devices."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 from flax.typing import PrecisionLike
-from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from convnext_jax.models import depthwise_pallas, depthwise_pallas_lowering
+from convnext_jax.models.pallas_mesh import MeshOfImages
 
 
-@dataclasses.dataclass(frozen=True)
-class Kernels:
-    """How the kernels are called.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kernels(MeshOfImages):
+    """The kernels, how they are called, and the devices over which their images are cut.
 
     Attributes:
       required: see `depthwise_pallas_lowering.filtered`.
       precision: see there.
-      mesh: the devices; None for a single one, or where each has its own images already.
-      axes: of the mesh, those along which the batch is to be cut.
     """
 
     required: bool
     precision: PrecisionLike
-    mesh: AbstractMesh | None = None
-    axes: tuple[str, ...] = ()
-
-    @property
-    def devices(self) -> int:
-        """Parts that the batch is cut into."""
-        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in self.axes)
 
     def filtered(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Filters x (B, H, W, C) by kernel (k, k, 1, C), into x's shape and type."""
@@ -49,36 +33,19 @@ class Kernels:
                 x, kernel, required=self.required, precision=self.precision
             )
 
-        if self.mesh is None:
-            return on_one(x, kernel)
-        return self._mapped(on_one, (P(self.axes), P()), P(self.axes))(x, kernel)
+        return self.mapped(on_one, (P(self.axes), P()), P(self.axes))(x, kernel)
 
     def kernel_gradient(self, x: jax.Array, gradient: jax.Array, kernel_size: int) -> jax.Array:
         """The gradient by the kernel, (k, k, 1, C) float32, summed over the devices."""
 
         def on_one(x: jax.Array, gradient: jax.Array) -> jax.Array:
-            return depthwise_pallas_lowering.kernel_gradient(
-                x, gradient, kernel_size, required=self.required, precision=self.precision
+            return self.summed(
+                depthwise_pallas_lowering.kernel_gradient(
+                    x, gradient, kernel_size, required=self.required, precision=self.precision
+                )
             )
 
-        if self.mesh is None:
-            return on_one(x, gradient)
-
-        def summed(x: jax.Array, gradient: jax.Array) -> jax.Array:
-            return jax.lax.psum(on_one(x, gradient), self.axes)
-
-        return self._mapped(summed, (P(self.axes), P(self.axes)), P())(x, gradient)
-
-    def _mapped(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
-        # The derivatives are written out, so what `check_vma` is for isn't needed.
-        return jax.shard_map(
-            function,
-            mesh=self.mesh,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            axis_names=set(self.axes),
-            check_vma=False,
-        )
+        return self.mapped(on_one, (P(self.axes), P(self.axes)), P())(x, gradient)
 
 
 def kernels_for(
@@ -104,35 +71,21 @@ def kernels_for(
     Raises:
       ValueError: if they are required and can't be used.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto
-    )
-    kernels = Kernels(required, precision, mesh if axes else None, axes)
-    if reason := _unsuitable(shape, kernel_size, dtype, mesh, kernels.devices):
+    kernels = Kernels.surrounding(required=required, precision=precision)
+    if reason := kernels.lacks(shape) or _unsupported(shape, kernel_size, dtype):
         if required:
             raise ValueError(f"implementation='pallas' takes {reason}; use implementation='auto'")
         return None
-    if required or depthwise_pallas.pays((shape[0] // kernels.devices, *shape[1:]), dtype):
+    if required or depthwise_pallas.pays((shape[0] // kernels.count, *shape[1:]), dtype):
         return kernels
     return None
 
 
-def _unsuitable(
-    shape: tuple[int, ...], kernel_size: int, dtype: Any, mesh: AbstractMesh, devices: int
-) -> str | None:
-    """What the kernels can't do with such images on such devices."""
-    if not all(isinstance(n, int) for n in shape):
-        return f"images of a known shape, but theirs is {shape}"
-    if AxisType.Explicit in mesh.axis_types:
-        return f"a mesh without axes of type Explicit, but it is {mesh}"
-    if shape[0] % devices:
-        return f"a batch that {devices} devices divide, but it has {shape[0]} images"
-    if not depthwise_pallas.is_supported(shape, kernel_size, dtype):
-        return (
-            f"float32 or bfloat16 images whose rows fit VMEM, but they are {shape[2]} pixels wide "
-            f"and {jax.numpy.dtype(dtype)}"
-        )
-    return None
+def _unsupported(shape: tuple[int, ...], kernel_size: int, dtype: Any) -> str | None:
+    """What the kernels can't do with such images."""
+    if depthwise_pallas.is_supported(shape, kernel_size, dtype):
+        return None
+    return (
+        f"float32 or bfloat16 images whose rows fit VMEM, but they are {shape[2]} pixels wide and "
+        f"{jax.numpy.dtype(dtype)}"
+    )

@@ -13,7 +13,6 @@ from jax.experimental.pallas import tpu as pltpu
 from convnext_jax.models.depthwise_pallas_steps import (
     PARAMS,
     cost,
-    dot,
     grid,
     loaded_block,
     multiplied_block,
@@ -23,6 +22,7 @@ from convnext_jax.models.depthwise_pallas_steps import (
 )
 from convnext_jax.models.depthwise_pallas_tiles import LANES, SUBLANES, Tiling
 from convnext_jax.models.depthwise_pallas_words import channels_in_block, join, one_sublane
+from convnext_jax.models.precision import dot_in_float32
 
 
 def filter_call(x: jax.Array, bands: jax.Array, tiling: Tiling, interpret: Any) -> jax.Array:
@@ -82,11 +82,11 @@ def _filter(
         for sublane in range(SUBLANES):
             for start in range(0, tiling.pixels, tiling.outputs):
                 sums = [
-                    dot(
+                    dot_in_float32(
                         matrix_ref[channel],
                         planes_ref[buffer, channel, pl.ds(start, tiling.inputs), :],
                         (((1,), (0,)), ((), ())),
-                        exact,
+                        exact=exact,
                     )
                     for channel in range(sublane * group, (sublane + 1) * group)
                 ]

@@ -13,7 +13,6 @@ from jax.experimental.pallas import tpu as pltpu
 from convnext_jax.models.depthwise_pallas_steps import (
     PARAMS,
     cost,
-    dot,
     grid,
     loaded_block,
     multiplied_block,
@@ -28,6 +27,7 @@ from convnext_jax.models.depthwise_pallas_words import (
     one_sublane,
     split,
 )
+from convnext_jax.models.precision import dot_in_float32
 
 
 def gradient_call(x: jax.Array, gradient: jax.Array, tiling: Tiling, interpret: Any) -> jax.Array:
@@ -95,11 +95,11 @@ def _gradient(
                 if inside is not None:
                     part = jnp.where(inside, part, jnp.zeros_like(part))
                 matrix_ref[channel] += sum(
-                    dot(
+                    dot_in_float32(
                         part[start : start + tiling.outputs].astype(gradient_ref.dtype),
                         planes_ref[buffer, channel, pl.ds(start, tiling.inputs), :],
                         (((1,), (1,)), ((), ())),
-                        exact,
+                        exact=exact,
                     )
                     for start in range(0, tiling.pixels, tiling.outputs)
                 )

@@ -147,13 +147,3 @@ def run_step(
     @pl.when(step > 0)
     def _multiply_previous() -> None:
         multiply(old)
-
-
-def dot(a: jax.Array, b: jax.Array, contracting: Any, exact: bool) -> jax.Array:
-    """The product in float32; `exact` where the CPU has none of bfloat16 with such sums."""
-    if exact:
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jax.lax.dot_general(
-        a, b, contracting, precision=precision, preferred_element_type=jnp.float32
-    )

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from convnext_jax.models import mlp_pallas
 from convnext_jax.models.mlp_pallas import Weights
+from convnext_jax.models.pallas_mesh import MeshOfImages
 
 MlpImplementation = Literal["auto", "xla", "pallas"]
 MLP_IMPLEMENTATIONS: tuple[MlpImplementation, ...] = get_args(MlpImplementation)
@@ -34,21 +33,8 @@ _backward: Any = jax.jit(mlp_pallas.backward, static_argnames="epsilon")
 
 
 @dataclasses.dataclass(frozen=True)
-class Devices:
-    """Over which the images are cut.
-
-    Attributes:
-      mesh: None for a single device, or where each has its own images already.
-      axes: of the mesh, those along which the batch is cut.
-    """
-
-    mesh: AbstractMesh | None = None
-    axes: tuple[str, ...] = ()
-
-    @property
-    def count(self) -> int:
-        """Parts that the batch is cut into."""
-        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in self.axes)
+class Devices(MeshOfImages):
+    """The kernels, and the devices over which their images are cut."""
 
     def forward(
         self, x: jax.Array, conv: jax.Array, keep: jax.Array, weights: Weights, epsilon: float
@@ -56,7 +42,7 @@ class Devices:
         """`mlp_pallas.forward` on each device's images."""
         images = P(self.axes)
         on_one = functools.partial(_forward, epsilon=epsilon)
-        return self._mapped(on_one, (images, images, images, P()), images)(x, conv, keep, weights)
+        return self.mapped(on_one, (images, images, images, P()), images)(x, conv, keep, weights)
 
     def backward(
         self,
@@ -70,24 +56,11 @@ class Devices:
 
         def on_one(*operands: jax.Array) -> tuple[jax.Array, Weights]:
             by_conv, by_weights = _backward(*operands, epsilon=epsilon)
-            return by_conv, by_weights if self.mesh is None else jax.lax.psum(by_weights, self.axes)
+            return by_conv, self.summed(by_weights)
 
         images = P(self.axes)
-        mapped = self._mapped(on_one, (images, images, images, P()), (images, P()))
+        mapped = self.mapped(on_one, (images, images, images, P()), (images, P()))
         return mapped(conv, gradient, keep, weights)
-
-    def _mapped(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
-        if self.mesh is None:
-            return function
-        # The derivatives are written out, so what `check_vma` is for isn't needed.
-        return jax.shard_map(
-            function,
-            mesh=self.mesh,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            axis_names=set(self.axes),
-            check_vma=False,
-        )
 
 
 def devices_for(
@@ -110,14 +83,8 @@ def devices_for(
     """
     if implementation == "xla":
         return None
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto
-    )
-    devices = Devices(mesh if axes else None, axes)
-    reason = _why_not(shape, dtype, devices, mesh)
+    devices = Devices.surrounding()
+    reason = _why_not(shape, dtype, devices)
     if implementation == "pallas":
         if reason:
             raise ValueError(f"mlp='pallas' takes {reason}; use mlp='auto'")
@@ -127,10 +94,9 @@ def devices_for(
     return devices
 
 
-def _why_not(
-    shape: tuple[int, ...], dtype: Any, devices: Devices, mesh: AbstractMesh
-) -> str | None:
+def _why_not(shape: tuple[int, ...], dtype: Any, devices: Devices) -> str | None:
     """What the kernels would need, or None where they can be used."""
+    mesh = jax.sharding.get_abstract_mesh()
     platform = (
         jax.default_backend() if mesh.abstract_device is None else mesh.abstract_device.platform
     )
@@ -141,10 +107,4 @@ def _why_not(
             f"the mesh of this process's {jax.device_count()} devices, but it is traced under none "
             f"(jax.sharding.use_abstract_mesh)"
         )
-    if AxisType.Explicit in mesh.axis_types:
-        return f"a mesh without axes of type Explicit, but it is {mesh}"
-    if not all(isinstance(n, int) for n in shape):
-        return f"images of a known shape, but theirs is {shape}"
-    if shape[0] % devices.count:
-        return f"a batch that {devices.count} devices divide, but it has {shape[0]} images"
-    return mlp_pallas.why_not(shape, dtype)
+    return devices.lacks(shape) or mlp_pallas.why_not(shape, dtype)

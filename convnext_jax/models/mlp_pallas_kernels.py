@@ -21,6 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from convnext_jax.models.gelu import gelu_and_slope
 from convnext_jax.models.mlp_pallas_tiles import LANES, MlpTiling
+from convnext_jax.models.precision import dot_in_float32
 
 _ROWS_BY_COLUMNS = (((1,), (0,)), ((), ()))
 _ROWS_BY_ROWS = (((1,), (1,)), ((), ()))
@@ -146,10 +147,10 @@ def _forward(
         columns = _side_by_side(normalised, x_ref.dtype)
 
         def chunk(i: Any, branch: jax.Array) -> jax.Array:
-            hidden = _dot(expand_ref[i], columns, _ROWS_BY_COLUMNS, exact)
+            hidden = dot_in_float32(expand_ref[i], columns, _ROWS_BY_COLUMNS, exact=exact)
             hidden += _repeat(expand_bias_ref[i], tiling)
             active = _gelu(hidden, x_ref.dtype)[0].astype(x_ref.dtype)
-            return branch + _dot(project_ref[i], active, _ROWS_BY_COLUMNS, exact)
+            return branch + dot_in_float32(project_ref[i], active, _ROWS_BY_COLUMNS, exact=exact)
 
         branch = tiling.over_chunks(chunk, _repeat(project_bias_ref[...], tiling))
         for i, pixel in enumerate(pixels):
@@ -202,15 +203,19 @@ def _backward(
         by_branch = _side_by_side(kept, dtype)
 
         def chunk(i: Any, by_columns: jax.Array) -> jax.Array:
-            hidden = _dot(expand_ref[i], columns, _ROWS_BY_COLUMNS, exact)
+            hidden = dot_in_float32(expand_ref[i], columns, _ROWS_BY_COLUMNS, exact=exact)
             active, slope = _gelu(hidden + _repeat(expand_bias_ref[i], tiling), dtype)
-            by_active = _dot(project_ref[i], by_branch, _ROWS_BY_COLUMNS, exact)
+            by_active = dot_in_float32(project_ref[i], by_branch, _ROWS_BY_COLUMNS, exact=exact)
             by_hidden = by_active * slope
             by_expand_bias_ref[i] += sum(_apart(by_hidden, tiling))
             by_hidden = by_hidden.astype(dtype)
-            by_project_ref[i] += _dot(active.astype(dtype), by_branch, _ROWS_BY_ROWS, exact)
-            by_expand_ref[i] += _dot(by_hidden, columns, _ROWS_BY_ROWS, exact)
-            return by_columns + _dot(expand_transposed_ref[i], by_hidden, _ROWS_BY_COLUMNS, exact)
+            by_project_ref[i] += dot_in_float32(
+                active.astype(dtype), by_branch, _ROWS_BY_ROWS, exact=exact
+            )
+            by_expand_ref[i] += dot_in_float32(by_hidden, columns, _ROWS_BY_ROWS, exact=exact)
+            return by_columns + dot_in_float32(
+                expand_transposed_ref[i], by_hidden, _ROWS_BY_COLUMNS, exact=exact
+            )
 
         zeros = jnp.zeros((columns.shape[0], tiling.group * LANES), jnp.float32)
         by_columns = _apart(tiling.over_chunks(chunk, zeros), tiling)
@@ -257,13 +262,3 @@ def _apart(columns: jax.Array, tiling: MlpTiling) -> list[jax.Array]:
 def _repeat(bias: jax.Array, tiling: MlpTiling) -> jax.Array:
     """(R, 128) for every pixel of a group."""
     return jnp.concatenate([bias] * tiling.group, axis=1)
-
-
-def _dot(a: jax.Array, b: jax.Array, contracting: Any, exact: bool) -> jax.Array:
-    """The product in float32; `exact` where the CPU has none of bfloat16 with such sums."""
-    if exact:
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jax.lax.dot_general(
-        a, b, contracting, precision=precision, preferred_element_type=jnp.float32
-    )

@@ -132,7 +132,7 @@ def test_which_images_each_device_has(mesh):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         assert choose(whole, required=False).axes == ("data", "fsdp")
         assert choose(part, required=False) is None
-        assert choose(part, required=True).devices == 8
+        assert choose(part, required=True).count == 8
         assert choose((8 * least + 1, 7, 7, 96), required=False) is None
         with pytest.raises(ValueError, match="8 devices divide, but it has 9 images"):
             choose((9, 7, 7, 96), required=True)
