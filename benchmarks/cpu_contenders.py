@@ -22,6 +22,7 @@ def jax_call(plain, mode, images_shape, overrides):
     import jax
     import jax.numpy as jnp
     import optax
+    from jax_training import training_step
     from plain_flax import plain_flax
 
     from convnext_jax import compiler_options
@@ -31,17 +32,6 @@ def jax_call(plain, mode, images_shape, overrides):
     model = create_model("convnext_tiny", num_classes=CLASSES, drop_path_rate=0.1, **overrides)
     images = jax.random.normal(jax.random.key(1), images_shape)
     labels = jnp.arange(images_shape[0]) % CLASSES
-
-    def loss_of(params, images, labels, key):
-        logits = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    def step(state, images, labels):
-        params, opt_state, count = state
-        key = jax.random.fold_in(jax.random.key(0), count)
-        loss, grads = jax.value_and_grad(loss_of)(params, images, labels, key)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state, count + 1), loss
 
     with plain_flax() if plain else contextlib.nullcontext():
         params = jax.jit(lambda key: model.init(key, images[:1])["params"])(jax.random.key(0))
@@ -55,7 +45,8 @@ def jax_call(plain, mode, images_shape, overrides):
             if plain
             else adamw(lambda _: 1e-4, depths=model.depths, weight_decay=0.05)
         )
-        state = [(params, optimizer.init(params), jnp.zeros((), jnp.int32))]
+        initial, step = training_step(model, optimizer)
+        state = [initial(params)]
         compiled = jax.jit(step, donate_argnums=0).lower(state[0], images, labels).compile()
 
     def call():

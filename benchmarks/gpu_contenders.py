@@ -16,8 +16,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import jax.numpy as jnp
-import optax
 import torch
+from jax_training import training_step
 from torch import nn
 
 from convnext_jax.analysis.cost import model_part
@@ -64,18 +64,8 @@ class JaxContender:
             return
         optimizer = adamw(lambda _: 1e-4, depths=model.depths, weight_decay=0.05)
 
-        def loss_of(params, images, labels, key):
-            logits = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-        def step(state, images, labels):
-            params, opt_state, count = state
-            key = jax.random.fold_in(jax.random.key(0), count)
-            loss, grads = jax.value_and_grad(loss_of)(params, images, labels, key)
-            updates, opt_state = optimizer.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state, count + 1), loss
-
-        self._state = (params, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
+        initial, step = training_step(model, optimizer)
+        self._state = jax.jit(initial)(params)
         self.compiled = jax.jit(step, donate_argnums=0).lower(self._state, images, labels).compile()
 
         def call():

@@ -1,6 +1,6 @@
 """What augmentation costs on a TPU v5e, by the compiler's own estimate; no TPU is needed.
 
-    pip install libtpu
+    pip install 'convnext-jax[plan]'
     python benchmarks/tpu_augmentation.py
 
 Compiles the training step of ConvNeXt-T at 256 images a chip in bfloat16 twice: with the paper's
@@ -12,63 +12,13 @@ this is the cost of an average batch. A compilation takes minutes.
 These are estimates, not measurements. The last table is in benchmarks/README.md.
 """
 
-import os
-
-# Read when jax and libtpu start.
-os.environ.update(
-    JAX_PLATFORMS="cpu",
-    TPU_SKIP_MDS_QUERY="1",
-    TPU_ACCELERATOR_TYPE="v5litepod-4",
-    TPU_WORKER_HOSTNAMES="localhost",
-    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-)
-
 import importlib.metadata
 import re
 
-import jax
-import jax.numpy as jnp
-from jax.experimental import topologies
+from tpu_tiny_step import IMAGES, compiled_step
 
 from convnext_jax import experiment
-from convnext_jax.data.augment import AugmentConfig
-from convnext_jax.data.mixing import MixConfig
-from convnext_jax.models.registry import create_model
 from convnext_jax.recipes import imagenet_1k
-from convnext_jax.training import optim, sharding
-from convnext_jax.training.schedule import warmup_cosine
-from convnext_jax.training.state import abstract_state
-from convnext_jax.training.step import jit_train_step, make_train_step
-
-IMAGES = 256
-SIZE = 224
-
-
-def compiled_step(augment_config, mix_config):
-    """The optimised program's text."""
-    topology = topologies.get_topology_desc("v5e:2x2", "tpu")
-    mesh = sharding.create_mesh(1, 1, topology.devices[:1])
-    model = create_model("convnext_tiny", num_classes=1000, drop_path_rate=0.1, dtype=jnp.bfloat16)
-    schedule = warmup_cosine(4e-3, 1e-6, 10, 100)
-    optimizer = optim.adamw(schedule, depths=model.depths, weight_decay=0.05)
-    state = abstract_state(model, optimizer, (SIZE, SIZE, 3), mesh, ema=True)
-    step = make_train_step(
-        model,
-        optimizer,
-        schedule,
-        num_classes=1000,
-        mix_config=mix_config,
-        seed=0,
-        ema_decay=0.9999,
-        augment_config=augment_config,
-        mesh=mesh,
-    )
-    rows = sharding.batch_sharding(mesh)
-    batch = {
-        "image": jax.ShapeDtypeStruct((IMAGES, SIZE, SIZE, 3), jnp.uint8, sharding=rows),
-        "label": jax.ShapeDtypeStruct((IMAGES,), jnp.int32, sharding=rows),
-    }
-    return jit_train_step(step, state, mesh).trace(state, batch).lower().compile().as_text()
 
 
 class Program:
@@ -110,8 +60,8 @@ def main():
     config = imagenet_1k("convnext_tiny", drop_path_rate=0.1)
     augment_config = experiment.build_augmentation(config)
     policy, erasing = augment_config.policy, augment_config.erasing
-    plain = Program(compiled_step(AugmentConfig(), MixConfig(mixup_alpha=0.0, cutmix_alpha=0.0)))
-    full = Program(compiled_step(augment_config, experiment.build_mixing(config)))
+    plain = Program(compiled_step().as_text())
+    full = Program(compiled_step(augment_config, experiment.build_mixing(config)).as_text())
 
     # The loop over the images holds the loop over an image's operations, which holds the switch.
     images = next(

@@ -27,27 +27,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 from plain_flax import exact_gelu, plain_flax
 from tpu_remat import Results
+from tpu_tiny_step import IMAGES, XLA, compiled_step
 
 from convnext_jax.analysis.hbm import traffic
 from convnext_jax.analysis.hlo import operations
 from convnext_jax.analysis.hlo_text import parse
 from convnext_jax.analysis.inference_cost import compiler_versions
-from convnext_jax.analysis.tpu import compile_for_tpu, tpu_topology
-from convnext_jax.data.augment import AugmentConfig
-from convnext_jax.data.mixing import MixConfig
-from convnext_jax.models.registry import create_model
-from convnext_jax.training import optim, sharding
-from convnext_jax.training.schedule import warmup_cosine
-from convnext_jax.training.state import abstract_state
-from convnext_jax.training.step import jit_train_step, make_train_step
-
-IMAGES, SIZE = 256, 224
-XLA = {"depthwise": "xla", "mlp": "xla"}
-
 
 VARIANTS = {
     "plain Flax": (XLA, plain_flax),
@@ -61,39 +48,11 @@ VARIANTS = {
 }
 
 
-def compiled_step(options, images):
-    """The optimised program."""
-    mesh = sharding.create_mesh(1, 1, tpu_topology("v5e:1x1").devices)
-    model = create_model(
-        "convnext_tiny", num_classes=1000, drop_path_rate=0.1, dtype=jnp.bfloat16, **options
-    )
-    schedule = warmup_cosine(4e-3, 1e-6, 10, 100)
-    optimizer = optim.adamw(schedule, depths=model.depths, weight_decay=0.05)
-    state = abstract_state(model, optimizer, (SIZE, SIZE, 3), mesh, ema=True)
-    step = make_train_step(
-        model,
-        optimizer,
-        schedule,
-        num_classes=1000,
-        mix_config=MixConfig(mixup_alpha=0.0, cutmix_alpha=0.0),
-        seed=0,
-        ema_decay=0.9999,
-        augment_config=AugmentConfig(),
-        mesh=mesh,
-    )
-    rows = sharding.batch_sharding(mesh)
-    batch = {
-        "image": jax.ShapeDtypeStruct((images, SIZE, SIZE, 3), jnp.uint8, sharding=rows),
-        "label": jax.ShapeDtypeStruct((images,), jnp.int32, sharding=rows),
-    }
-    return compile_for_tpu(jit_train_step(step, state, mesh), state, batch)
-
-
 def figures_of(variant, images, keep):
     """What the compiler says of a variant's step."""
     options, patched = VARIANTS[variant]
     with patched():
-        compiled = compiled_step(options, images)
+        compiled = compiled_step(options=options, images=images)
     text = compiled.as_text()
     if keep:
         Path(keep, f"{list(VARIANTS).index(variant)}.hlo").write_text(text, encoding="utf-8")

@@ -27,6 +27,7 @@ import importlib.metadata
 import jax
 import jax.numpy as jnp
 import optax
+from tpu_tiny_step import IMAGES, compiled_step
 
 from convnext_jax.analysis.cost import model_part
 from convnext_jax.analysis.hbm import traffic
@@ -98,12 +99,7 @@ def program(make, name, clip_norm, chip):
 
 def whole_step():
     """A line on the update's share of a training step."""
-    from tpu_augmentation import IMAGES, compiled_step
-
-    from convnext_jax.data.augment import AugmentConfig
-    from convnext_jax.data.mixing import MixConfig
-
-    text = compiled_step(AugmentConfig(), MixConfig(mixup_alpha=0.0, cutmix_alpha=0.0))
+    text = compiled_step().as_text()
     total = update = 0.0
     for operation in operations(text):
         total += operation.total_cycles

@@ -24,7 +24,7 @@ from convnext_jax.data.loader import train_loader
 from convnext_jax.data.operations import OPERATIONS
 from convnext_jax.data.pillow_ops import pillow
 from convnext_jax.errors import UserError
-from convnext_jax.training.step import prepare_batch
+from convnext_jax.training.preparation import prepare_batch
 
 _EXAMPLES = """
 a batch as the network sees it, to batch.png

@@ -107,9 +107,26 @@ class StochasticDepth(nn.Module):
         if not train or self.rate == 0.0:
             return branch
         keep_rate = 1.0 - self.rate
-        per_sample = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-        keep = jax.random.bernoulli(self.make_rng("dropout"), keep_rate, per_sample)
-        return jnp.where(keep, branch / keep_rate, 0.0)
+        return drop_samples(branch, self.make_rng("dropout"), keep_rate, keep_rate)
+
+
+def drop_samples(
+    branch: jax.Array, key: jax.Array, keep_rate: jax.Array | float, divisor: jax.Array | float
+) -> jax.Array:
+    """Zeroes whole samples of a residual branch, and divides the others.
+
+    Args:
+      branch: (B, ...).
+      key: random key.
+      keep_rate: probability of keeping a sample; if an array, float32.
+      divisor: the same number; if an array, of the branch's type.
+
+    Returns:
+      Of the branch's shape and type.
+    """
+    per_sample = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+    keep = jax.random.bernoulli(key, keep_rate, per_sample)
+    return jnp.where(keep, branch / divisor, 0.0)
 
 
 def stochastic_depth_rates(rate: float, depths: Sequence[int]) -> tuple[tuple[float, ...], ...]:

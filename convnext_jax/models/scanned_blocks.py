@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from convnext_jax.models.layers import StochasticDepth
+from convnext_jax.models.layers import StochasticDepth, drop_samples
 from convnext_jax.models.remat import checkpoint_policy, named_outputs
 
 PyTree = Any
@@ -128,9 +128,6 @@ def _drawing_with(draw: _Draw | None) -> Callable[..., Any]:
     ) -> Any:
         if draw is None or not isinstance(context.module, StochasticDepth):
             return method(*args, **kwargs)
-        branch: jax.Array = args[0]
-        per_sample = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-        keep = jax.random.bernoulli(draw.key, draw.keep_rate, per_sample)
-        return jnp.where(keep, branch / draw.divisor, 0.0)
+        return drop_samples(args[0], *draw)
 
     return intercept

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from convnext_jax import compiler_options
 from convnext_jax.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
-from convnext_jax.training.sharding import batch_sharding, replicated
+from convnext_jax.training.sharding import batch_sharding, replicated, traced_over
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -110,8 +110,13 @@ def make_score_step(
 
 def jit_score_step(score_step: ScoreStep, mesh: Mesh) -> Any:
     """Compiles it for a mesh: variables whole on every device, batches cut, results everywhere."""
+
+    def on_mesh(variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
+        with traced_over(mesh):
+            return score_step(variables, batch)
+
     return jax.jit(
-        score_step,
+        on_mesh,
         in_shardings=(replicated(mesh), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
         compiler_options=compiler_options.for_inference(mesh),

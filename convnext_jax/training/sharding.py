@@ -6,6 +6,7 @@ images.
 """
 
 import collections
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -76,6 +77,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, P())
+
+
+def traced_over(mesh: Mesh | None) -> contextlib.AbstractContextManager[None]:
+    """Lets a model know the devices: what XLA can't share out among them it does on each."""
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def state_sharding(

@@ -4,7 +4,6 @@ The very same functions run under `train.py`, in the tests and in an ahead-of-ti
 know the state and the model, and nothing of files, clocks or processes.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -21,20 +20,19 @@ from convnext_jax.data.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     AugmentConfig,
-    augment,
     by_planes,
     normalize,
 )
-from convnext_jax.data.mixing import MixConfig, apply_mixture, draw_mixture, smooth_one_hot
+from convnext_jax.data.mixing import MixConfig
 from convnext_jax.errors import UserError
 from convnext_jax.training.gathering import gathered
 from convnext_jax.training.losses import Loss, soft_target_cross_entropy
-from convnext_jax.training.sharding import batch_sharding, replicated
+from convnext_jax.training.preparation import Batch, on_each_device, prepare_batch
+from convnext_jax.training.sharding import batch_sharding, replicated, traced_over
 from convnext_jax.training.state import TrainState
 from convnext_jax.training.update import make_update
 
 PyTree = Any
-Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
@@ -54,66 +52,6 @@ def micro_batches(batch: PyTree, count: int) -> PyTree:
     return jax.tree.map(
         lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch
     )
-
-
-def prepare_batch(
-    key: jax.Array,
-    batch: Batch,
-    *,
-    num_classes: int,
-    augment_config: AugmentConfig,
-    mix_config: MixConfig,
-    mesh: Mesh | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """What the model is trained on: a global batch augmented, normalised and mixed.
-
-    `augment` goes through the images one by one; over a batch that is cut, that loop must be each
-    device's own.
-
-    Args:
-      key: random key of the step.
-      batch: "image", uint8 (B, H, W, 3), and "label", int32 (B,).
-      num_classes: K.
-      augment_config: the policy, normalisation and random erasing.
-      mix_config: mixup, cutmix and label smoothing.
-      mesh: over whose devices the batch is cut; None for one device.
-
-    Returns:
-      float32 images (B, H, W, 3), and float32 soft targets (B, K) with rows of sum 1; the same for
-      any number of devices.
-    """
-    key_augment, key_mix = jax.random.split(key)
-    images = batch["image"]
-    size, height, width, _ = images.shape
-    images = _on_each_device(
-        lambda images, indices: augment(key_augment, images, indices, augment_config), mesh
-    )(images, jnp.arange(size))
-    targets = smooth_one_hot(batch["label"], num_classes, mix_config.label_smoothing)
-    # Every device draws for all. Cut among them, the loop that rejects a draw of Beta's would ask
-    # all the others at each turn.
-    mixture = _on_each_device(
-        lambda key: draw_mixture(key, size, height, width, mix_config), mesh, rows=False
-    )(key_mix)
-    if mixture is None:
-        return images, targets
-    return apply_mixture(mixture, images, targets)
-
-
-def _on_each_device(
-    function: Callable[..., Any], mesh: Mesh | None, *, rows: bool = True
-) -> Callable[..., Any]:
-    """Lets each device run a function by itself, on its rows of the arguments or on the whole."""
-    if mesh is None:
-        return function
-    spec = batch_sharding(mesh).spec if rows else replicated(mesh).spec
-    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)
-
-
-def _traced_over(mesh: Mesh | None) -> contextlib.AbstractContextManager[None]:
-    """Lets the model know the devices: what XLA can't share out among them it does on each."""
-    if mesh is None:
-        return contextlib.nullcontext()
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def _as_used(model: nn.Module, params: PyTree, mesh: Mesh | None) -> PyTree:
@@ -185,7 +123,7 @@ def make_train_step(
         params: PyTree, batch_stats: PyTree, images: jax.Array, targets: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, PyTree]:
         params = _as_used(model, params, mesh)
-        with _traced_over(mesh):
+        with traced_over(mesh):
             logits, batch_stats = _apply_in_training(model, params, batch_stats, images, key)
         return loss_function(logits, targets), batch_stats
 
@@ -236,7 +174,7 @@ def make_train_step(
             mesh=mesh,
         )
         # Else a TPU takes mixing apart by pixels, where each image's mirror is far away.
-        images = _on_each_device(by_planes, mesh)(images)
+        images = on_each_device(by_planes, mesh)(images)
         loss, grads, batch_stats = loss_and_grads(
             state.params, state.batch_stats, images, targets, key_model
         )
@@ -278,7 +216,7 @@ def make_eval_step(
     def eval_step(variables: PyTree, batch: Batch) -> Metrics:
         images = normalize(batch["image"], mean, std)
         variables = {**variables, "params": _as_used(model, variables["params"], mesh)}
-        with _traced_over(mesh):
+        with traced_over(mesh):
             outputs: Any = model.apply(variables, images, train=False)
         logits = outputs.astype(jnp.float32)
         label = batch["label"]

@@ -31,8 +31,9 @@ from convnext_jax.data.mixing import MixConfig
 from convnext_jax.models.layers import StochasticDepth
 from convnext_jax.training import sharding
 from convnext_jax.training.init_from import start_from
+from convnext_jax.training.preparation import prepare_batch
 from convnext_jax.training.state import abstract_state, create_state
-from convnext_jax.training.step import jit_train_step, micro_batches, prepare_batch
+from convnext_jax.training.step import jit_train_step, micro_batches
 
 STEPS, WARMUP, CLASSES = 200, 20, 10
 KINDS = ("parameters", "average", "first moment", "second moment")

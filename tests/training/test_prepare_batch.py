@@ -13,7 +13,7 @@ from convnext_jax.data.erasing import ErasingConfig
 from convnext_jax.data.mixing import MixConfig, smooth_one_hot
 from convnext_jax.data.policies import RandAugment, parse_policy
 from convnext_jax.training import sharding
-from convnext_jax.training.step import prepare_batch
+from convnext_jax.training.preparation import prepare_batch
 
 BATCH, SIZE, CLASSES = 16, 16, 10
 ERASING = ErasingConfig(prob=0.5, mode="rand")
