@@ -89,6 +89,7 @@ def train(
     mesh = sharding.create_mesh(config.mesh.data, config.mesh.fsdp)
     experiment.check_batch_sizes(config, mesh.size)
     model = experiment.build_model(config, source.num_classes, mesh.size)
+    experiment.check_kernels(model, mesh)
     optimizer, schedule = experiment.build_optimizer(config, model, steps)
     image_shape = (config.data.image_size, config.data.image_size, 3)
     averaged = config.ema_decay is not None

@@ -767,3 +767,12 @@ def test_two_configs_in_one_process():
     assert (first.model.name, first.batch_size) == ("convnext_tiny", 64)
     assert (second.model.name, second.batch_size) == ("convnext_base", 4096)
     assert again.batch_size == 4096
+
+
+@pytest.mark.parametrize("field", ["depthwise", "mlp"])
+def test_kernels_that_these_devices_lack_are_refused(field):
+    config = config_files.load_config("digits", [f"--config.model.overrides.{field}=pallas"])
+    model, mesh = experiment.build_model(config, 10, 1), create_mesh()
+    with pytest.raises(UserError, match=rf"overrides\.{field} is 'pallas'.*'cpu'"):
+        experiment.check_kernels(model, mesh)
+    experiment.check_kernels(experiment.build_model(recipes.base(), 10, 1), mesh)

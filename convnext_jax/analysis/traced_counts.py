@@ -48,9 +48,9 @@ def traced_counts(
     Raises:
       ValueError: if a product stands in a loop whose length is not known.
     """
-    if hasattr(model, "depthwise"):
-        # Written out as shifted multiply-adds, a convolution would not be seen as one.
-        model = model.clone(depthwise="xla")
+    # XLA's operations can be counted; the CPU's and the kernels' are others for the same numbers.
+    choices: dict[str, Any] = {name: "xla" for name in ("depthwise", "mlp") if hasattr(model, name)}
+    model = model.clone(**choices)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     images = jax.ShapeDtypeStruct((1, height, width, in_channels), jnp.float32)
     # The program that initialises and runs: one trace for both counts, and initialisers are no

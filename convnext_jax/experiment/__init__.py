@@ -13,7 +13,7 @@ from convnext_jax.experiment.images import (
     train_transform,
 )
 from convnext_jax.experiment.initial_weights import check_init_from, find_initial_weights
-from convnext_jax.experiment.network import build_model
+from convnext_jax.experiment.network import build_model, check_kernels
 from convnext_jax.experiment.optimization import build_loss, build_optimizer
 from convnext_jax.experiment.run_length import Durations, durations
 from convnext_jax.experiment.step import build_train_step, check_batch_sizes
@@ -30,6 +30,7 @@ __all__ = [
     "check_batch_sizes",
     "check_identity",
     "check_init_from",
+    "check_kernels",
     "durations",
     "eval_batches",
     "eval_image_size",

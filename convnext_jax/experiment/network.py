@@ -1,6 +1,7 @@
 """The network of a config."""
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from convnext_jax.errors import UserError
@@ -93,3 +94,18 @@ def _with_batch_norms(config: ConfigDict, model: Network, devices: int) -> Netwo
             "variance; give a larger config.batch_size or config.data.image_size"
         )
     return model
+
+
+def check_kernels(model: Network, mesh: Mesh) -> None:
+    """Holds a network's Pallas kernels, where they are required, to devices that have them.
+
+    Raises:
+      UserError: if the devices are no TPUs.
+    """
+    platform = mesh.devices.flat[0].platform
+    for field in ("depthwise", "mlp"):
+        if getattr(model, field, None) == "pallas" and platform != "tpu":
+            raise UserError(
+                f"config.model.overrides.{field} is 'pallas', whose kernels are for TPUs, but the "
+                f"devices are of the platform {platform!r}; leave it out, for 'auto'"
+            )

@@ -131,6 +131,7 @@ def model(loaded: ConfigDict, source: Source, made: jax.sharding.Mesh) -> Findin
       UserError: see `experiment.build_model`.
     """
     built = experiment.build_model(loaded, source.num_classes, made.size)
+    experiment.check_kernels(built, made)
     size = loaded.data.image_size
     return Finding(
         f"{count_parameters(built, size) / 1e6:,.1f} M parameters, "
