@@ -1,34 +1,39 @@
-"""How long the training step takes to compile, its blocks scanned and one by one.
+"""How long the training step takes to compile: of Flax's own layers, as it is, and in loops.
 
-    python benchmarks/compile_time.py tiny base
+    python benchmarks/compile_time.py digits tiny
     pip install 'convnext-jax[plan]'
     python benchmarks/compile_time.py tiny base --backends cpu v5e:1x1
 
 Traces, lowers and compiles the training step of configs/ for one device of each backend, in a
-process of its own each time, so that nothing is found ready. Processor seconds of each phase and of
-all three, which a busy machine disturbs less than the wall-clock seconds beside them. For a
-TPU also what the compiler expects the step itself to take. The last table is in
-benchmarks/README.md.
+process of its own each time, so that nothing is found ready. The ways: blocks of Flax's own
+layers (`plain_flax.py`), this library's one by one, and its `scan_blocks`; each as often as
+`--rounds` says, in turn. Processor seconds of each phase and of all three, which a busy machine
+disturbs less than the wall-clock seconds beside them, medians of the rounds. For a TPU also what
+the compiler expects the step itself to take. The last table is in benchmarks/README.md.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+WAYS = ("flax", "one by one", "scanned")
 
 
-def measure(size, backend, scan, images):
+def measure(size, backend, way, images):
     """Seconds of the phases, in this process."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
     import jax.numpy as jnp
+    from plain_flax import plain_flax
 
     from convnext_jax import config_files, experiment
     from convnext_jax.analysis.hlo import operations
@@ -40,8 +45,11 @@ def measure(size, backend, scan, images):
     devices = jax.devices() if backend == "cpu" else tpu_topology(backend).devices
     mesh = sharding.create_mesh(1, 1, devices[:1])
     config = config_files.load_config(str(CONFIGS / f"{size}.py"))
-    config.model.scan_blocks, config.batch_size = scan, images
+    config.model.scan_blocks, config.batch_size = way == "scanned", images
     config.mix.group_size = images
+    if backend != "cpu":
+        # The compiler has no estimate for Pallas kernels.
+        config.model.depthwise = config.model.mlp = "xla"
     durations = experiment.durations(config, 1_281_167)
     model = experiment.build_model(config, 1000, 1)
     optimizer, schedule = experiment.build_optimizer(config, model, durations)
@@ -55,7 +63,8 @@ def measure(size, backend, scan, images):
     }
     step = jit_train_step(train_step, state, mesh)
     wall, processor = time.perf_counter(), [time.process_time()]
-    traced = step.trace(state, batch)
+    with plain_flax() if way == "flax" else contextlib.nullcontext():
+        traced = step.trace(state, batch)
     processor.append(time.process_time())
     lowered = traced.lower()
     processor.append(time.process_time())
@@ -78,28 +87,29 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sizes", nargs="*", default=["base"], help="names in configs/")
     parser.add_argument("--backends", nargs="+", default=["cpu"], help="cpu, or a TPU topology")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--images", type=int, default=32, help="of a batch")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(*json.loads(arguments.measure))))
         return
-    titles = ["config", "backend", "blocks", "trace", "lower", "compile", "together"]
+    titles = ["config", "backend", "blocks", "trace", "lower", "compile", "together", "ratio"]
     titles += ["wall clock", "cycles of a step", "temporaries"]
-    print("|", " | ".join(titles), "|\n|---|---|---|---:|---:|---:|---:|---:|---:|---:|")
-    for size in arguments.sizes:
-        for backend in arguments.backends:
-            rows = []
-            for scan in (False, True):
-                measured = in_a_process_of_its_own(size, backend, scan, arguments.images)
-                *seconds, cycles, temporaries = measured
-                cells = [f"{phase:.1f} s" for phase in seconds]
-                cells += [f"{cycles / 1e6:.1f} M" if cycles else "", f"{temporaries / 1e9:.2f} GB"]
-                kind = "scanned" if scan else "one by one"
-                print("|", " | ".join([size, backend, kind, *cells]), "|", flush=True)
-                rows.append(measured)
-            ratios = [f"{b / a:.2f}×" if a else "" for a, b in zip(*rows, strict=True)]
-            print("|", " | ".join([size, backend, "ratio", *ratios]), "|", flush=True)
+    print("|", " | ".join(titles), "|\n|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for size, backend in itertools.product(arguments.sizes, arguments.backends):
+        rounds = {way: [] for way in arguments.ways}
+        for _, (way, rows) in itertools.product(range(arguments.rounds), rounds.items()):
+            rows.append(in_a_process_of_its_own(size, backend, way, arguments.images))
+        first, *_ = rounds.values()
+        for way, rows in rounds.items():
+            *seconds, wall, cycles, temporaries = map(statistics.median, zip(*rows, strict=True))
+            ratio = statistics.median(b[3] / a[3] for a, b in zip(first, rows, strict=True))
+            cells = [f"{phase:.1f} s" for phase in seconds]
+            cells += [f"{ratio:.2f}", f"{wall:.1f} s"]
+            cells += [f"{cycles / 1e6:.1f} M" if cycles else "", f"{temporaries / 1e9:.2f} GB"]
+            print("|", " | ".join([size, backend, way, *cells]), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ Inference and the whole training step (forward pass, cross entropy, backward pas
 depth .1) at batches of 8 and 1. Each contender is a process of its own with all cores; they run one
 call each in turn, and a figure is the median of the rounds. The ratio is this library's pace over
 the contender's of the same rounds, so what else the machine does touches both. "plain Flax" is the
-same network of Flax's own layers (`plain_flax.py`). This library's
-inference is compiled as `predict` does it (`convnext_jax/compiler_options.py`); nobody else's has
-options.
+same network of Flax's own layers (`plain_flax.py`). This library's two are compiled with the
+options of `predict` and `train` (`convnext_jax/compiler_options.py`); nobody else's have options.
 """
 
 import argparse

@@ -47,7 +47,9 @@ def jax_call(plain, mode, images_shape, overrides):
         )
         initial, step = training_step(model, optimizer)
         state = [initial(params)]
-        compiled = jax.jit(step, donate_argnums=0).lower(state[0], images, labels).compile()
+        options = {} if plain else compiler_options.for_training()
+        lowered = jax.jit(step, donate_argnums=0).lower(state[0], images, labels)
+        compiled = lowered.compile(compiler_options=options)
 
     def call():
         state[0], loss = compiled(state[0], images, labels)

@@ -256,6 +256,7 @@ def jit_train_step(
         in_shardings=(sharding, batch_sharding(mesh)),
         out_shardings=(sharding, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options.for_training(mesh),
     )
 
 
