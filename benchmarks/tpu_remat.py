@@ -5,21 +5,24 @@
 
 Compiles the training step of configs/ for one chip of each type under each policy of
 `config.model.remat`, and prints a table: estimated cycles and images per second, bytes read and
-written in the chip's memory, temporaries, and whether all that a run keeps there fits. No TPU is
-needed; a compilation takes minutes. With --results each one is kept, and what is there already is
-not compiled again, unless the library's source or the compiler has changed. These are estimates,
-not measurements. The last table is in benchmarks/README.md.
+written in the chip's memory, temporaries, and whether all that a run keeps there fits. By XLA
+alone, or on a v5e with --kernels by "auto", which takes the Pallas kernels from 128 images on; then
+cycles are the compiler's and the kernels' static ones (`tpu_kernels.py`). No TPU is needed; a
+compilation takes minutes. With --results each one is kept, and what is there already is not
+compiled again, unless the library's source or the compiler has changed. These are estimates, not
+measurements. The last table is in benchmarks/README.md.
 """
 
 import argparse
-import hashlib
-import json
+import itertools
 import logging
 from pathlib import Path
 
+from kept_results import Results
+from tpu_program_kernels import kernels_in, static_cycles
+
 from convnext_jax import config_files
 from convnext_jax.analysis.hlo import operations
-from convnext_jax.analysis.inference_cost import compiler_versions
 from convnext_jax.analysis.tpu import OutOfHbmError, tpu_topology
 from convnext_jax.models.remat import POLICIES
 from convnext_jax.planning.planned_run import PlannedRun
@@ -31,50 +34,26 @@ TOPOLOGIES = {"v5e": "v5e:1x1", "v6e": "v6e:1x1", "v4": "v4:1x1x1", "v5p": "v5p:
 REMAT = {"none": False, **{name: name for name in POLICIES}, "all": True}
 
 
-class Results:
-    """Figures in a JSON file, each under the program and the versions that it is of."""
-
-    def __init__(self, path):
-        self._path = None if path is None else Path(path)
-        self._entries = {}
-        if self._path is not None and self._path.exists():
-            self._entries = json.loads(self._path.read_text(encoding="utf-8"))
-        digest = hashlib.sha256()
-        for folder in ("models", "training", "data"):
-            for file in sorted((ROOT / "convnext_jax" / folder).rglob("*.py")):
-                digest.update(file.read_bytes())
-        versions = " ".join(f"{name} {version}" for name, version in compiler_versions().items())
-        self._stamp = f"{versions}, source {digest.hexdigest()[:12]}"
-
-    def get(self, name):
-        """The figures kept under a name, or None."""
-        return self._entries.get(f"{name} [{self._stamp}]")
-
-    def put(self, name, figures):
-        """Keeps figures, and writes the file at once."""
-        self._entries[f"{name} [{self._stamp}]"] = figures
-        if self._path is not None:
-            draft = self._path.with_name(f"{self._path.name}.tmp")
-            draft.write_text(json.dumps(self._entries, indent=1) + "\n", encoding="utf-8")
-            draft.replace(self._path)
-
-
-def figures_of(config_name, topology, images, remat, scan):
+def figures_of(config_name, topology, images, remat, *, scan, kernels):
     """What the compiler says of one step."""
     config = config_files.load_config(str(ROOT / "configs" / f"{config_name}.py"))
     config.model.remat, config.model.scan_blocks = remat, scan
     config.batch_size = config.eval_batch_size = config.mix.group_size = images
     run = PlannedRun(config, topology, training_set(config))
+    if kernels:
+        # A plan leaves them out, having no estimate of theirs.
+        run.model = run.model.clone(depthwise="auto", mlp="auto")
     memory = run.memory(images)
     try:
         compiled = run.compile(images)
     except OutOfHbmError as error:
         return {"needed": error.needed and error.needed + memory.waiting}
     memory = memory.with_program(compiled)
-    program = operations(compiled.as_text())
+    text = compiled.as_text()
+    program = operations(text)
     return {
         "cycles": sum(one.total_cycles for one in program),
-        "without_estimate": sum(one.runs for one in program if not one.known),
+        "kernels": kernels_in(text, program),
         # The compiler counts a loop's body once, so this says nothing of scanned blocks.
         "bytes": None if scan else compiled.cost_analysis()["bytes accessed"],
         "temporaries": memory.temporaries,
@@ -82,21 +61,19 @@ def figures_of(config_name, topology, images, remat, scan):
     }
 
 
-def row(figures, images, chip):
-    """The cells of a table that tell the figures."""
+def row(figures, static, images, chip):
+    """The cells of a table that tell the figures, with so many static cycles of kernels."""
     needed = figures["needed"]
     room = "?" if needed is None else f"{needed / 2**30:.2f} GiB"
     fits = needed is not None and "cycles" in figures and needed <= chip.usable_hbm_bytes
     verdict = "yes" if fits else "no"
     if "cycles" not in figures:
         return ["", "", "", "", room, verdict]
-    # Kernels are such runs: their own cycles must be added.
-    without = figures["without_estimate"]
-    more = f" + {without:,.0f} runs without estimate" if without else ""
+    cycles = figures["cycles"] + static
     gigabytes = "" if figures["bytes"] is None else f"{figures['bytes'] / 1e9:.1f} GB"
     return [
-        f"{figures['cycles'] / 1e6:.1f} M{more}",
-        f"{images * chip.clock / figures['cycles']:,.0f}",
+        f"{cycles / 1e6:.1f} M",
+        f"{images * chip.clock / cycles:,.0f}",
         gigabytes,
         f"{figures['temporaries'] / 2**30:.2f} GiB",
         room,
@@ -112,30 +89,37 @@ def main():
     parser.add_argument("--images", nargs="+", type=int, default=[256], help="on the chip")
     parser.add_argument("--policies", nargs="+", choices=REMAT, default=list(REMAT))
     parser.add_argument("--scan_blocks", action="store_true", help="the blocks in loops")
+    parser.add_argument("--kernels", action="store_true", help="where they pay; on v5e alone")
     parser.add_argument("--results", metavar="FILE", help="JSON, to keep and take figures")
     arguments = parser.parse_args()
+    if arguments.kernels and arguments.chips != ["v5e"]:
+        parser.error("--kernels: their static cycles are known of v5e alone")
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     results = Results(arguments.results)
-    print(
-        "| config | chip | images | remat | cycles | images/s | HBM traffic | temporaries", end=""
+    print("| config | chip | images | remat | cycles | images/s | bytes accessed |", end="")
+    print(" temporaries | together | fits |\n|---|---|---:|---|---:|---:|---:|---:|---:|---|")
+    combinations = itertools.product(
+        arguments.configs, arguments.chips, arguments.images, arguments.policies
     )
-    print(" | together | fits |\n|---|---|---:|---|---:|---:|---:|---:|---:|---|")
-    for config in arguments.configs:
-        for chip in arguments.chips:
-            topology = tpu_topology(TOPOLOGIES[chip])
-            for images in arguments.images:
-                for policy in arguments.policies:
-                    name = f"{config} {chip} {images} {policy}"
-                    name += " scanned" * arguments.scan_blocks
-                    figures = results.get(name)
-                    if figures is None:
-                        figures = figures_of(
-                            config, topology, images, REMAT[policy], arguments.scan_blocks
-                        )
-                        results.put(name, figures)
-                    cells = row(figures, images, topology.chip)
-                    kind = policy + ", scanned" * arguments.scan_blocks
-                    print("|", " | ".join([config, chip, str(images), kind, *cells]), "|")
+    ways = [way for way in ("scan_blocks", "kernels") if getattr(arguments, way)]
+    for config, chip, images, policy in combinations:
+        topology = tpu_topology(TOPOLOGIES[chip])
+        name = " ".join([config, chip, str(images), policy, *ways])
+        figures = results.get(name)
+        if figures is None:
+            figures = figures_of(
+                config,
+                topology,
+                images,
+                REMAT[policy],
+                scan=arguments.scan_blocks,
+                kernels=arguments.kernels,
+            )
+            results.put(name, figures)
+        static = static_cycles(figures.get("kernels", {}), results)
+        cells = row(figures, static, images, topology.chip)
+        kind = ", ".join([policy, *ways])
+        print("|", " | ".join([config, chip, str(images), kind, *cells]), "|", flush=True)
 
 
 if __name__ == "__main__":

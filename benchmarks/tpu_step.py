@@ -20,20 +20,15 @@ benchmarks/README.md.
 
 import argparse
 import contextlib
-import json
-import re
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
+from kept_results import Results
 from plain_flax import exact_gelu, plain_flax
-from tpu_remat import Results
+from tpu_program_kernels import kernels_in, static_cycles
 from tpu_tiny_step import IMAGES, XLA, compiled_step
 
 from convnext_jax.analysis.hbm import traffic
 from convnext_jax.analysis.hlo import operations
-from convnext_jax.analysis.hlo_text import parse
 from convnext_jax.analysis.inference_cost import compiler_versions
 
 VARIANTS = {
@@ -67,42 +62,12 @@ def figures_of(variant, images, keep):
     }
 
 
-def kernels_in(text, program):
-    """How often each Pallas kernel runs, by its name and the largest of its arrays."""
-    instructions = {
-        one.name: one for many in parse(text).computations.values() for one in many.values()
-    }
-    counts = {}
-    for operation in program:
-        one = instructions[operation.name]
-        if one.attributes.get("custom_call_target") == "tpu_custom_call":
-            name = one.name.split(".")[0]
-            shape = next(iter(_shapes_of_images(text, one.name)))
-            key = f"{name} {'x'.join(shape.split(','))}"
-            counts[key] = counts.get(key, 0) + operation.runs
-    return counts
-
-
-def _shapes_of_images(text, name):
-    """Shapes (pixels, channels, images) in an instruction's line, of what it gives and takes."""
-    (line,) = (line for line in text.splitlines() if re.match(rf"\s+(ROOT )?%?{name} = ", line))
-    yield from re.findall(r"bf16\[(\d+,\d+,\d+)\]", line)
-
-
 def hbm_bytes(text):
     """HBM traffic of the program, or None where it has a loop."""
     try:
         return sum(one.bytes for one in traffic(text))
     except ValueError:
         return None
-
-
-def kernel_cycles(keys):
-    """Static cycles of each kernel, from a process that has the compiler write down its code."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(Path(__file__).with_name("tpu_kernels.py")), folder, *keys]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main():
@@ -119,11 +84,7 @@ def main():
         if (figures := results.get(name)) is None:
             figures = figures_of(variant, arguments.images, arguments.keep)
             results.put(name, figures)
-        missing = [key for key in figures["kernels"] if results.get(key) is None]
-        for key, cycles in (kernel_cycles(missing) if missing else {}).items():
-            results.put(key, cycles)
-        static = sum(results.get(key) * runs for key, runs in figures["kernels"].items())
-        rows.append((variant, figures, static))
+        rows.append((variant, figures, static_cycles(figures["kernels"], results)))
 
     versions = ", ".join(f"{name} {version}" for name, version in compiler_versions().items())
     print(f"ConvNeXt-T, {arguments.images} images on one v5e chip, bfloat16; {versions}\n")
