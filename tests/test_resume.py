@@ -112,6 +112,7 @@ def stopped_while_saving(program):
     return False
 
 
+@pytest.mark.slow
 def test_killed_twice_and_started_again(finished, start):
     """Once between checkpoints, once while a checkpoint is being written."""
     program = start()

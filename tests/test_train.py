@@ -134,6 +134,7 @@ def test_metrics(finished):
 # What it computes.
 
 
+@pytest.mark.slow
 def test_the_seed_decides(finished, tmp_path, capsys):
     """Also where the program is the first run's, out of the compilation cache."""
     result = train(tiny(), tmp_path / "same")
@@ -154,6 +155,7 @@ def test_the_seed_decides(finished, tmp_path, capsys):
     assert all(a != b for a, b in zip(others, column(finished.workdir, "loss")[:5], strict=True))
 
 
+@pytest.mark.slow
 def test_accumulation_and_fsdp_change_nothing(tmp_path):
     # Wide enough that some leaves are large enough to be cut, and without stochastic depth, whose
     # draws do depend on the micro-batch.

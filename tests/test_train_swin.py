@@ -5,6 +5,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from runs import assert_bitwise_equal, checkpoint, column, tiny
 
 from convnext_jax import load_pretrained
@@ -20,6 +21,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_trains_goes_on_and_is_loaded(tmp_path):
     config = tiny(
         model__name="swin_tiny",

@@ -119,6 +119,7 @@ def test_what_makes_no_sense_is_told(fields, said):
         experiment.build_model(tiny(**(SMALL | fields)), 10, 8)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_them_and_goes_on_with_them(tmp_path):
     config, workdir = tiny(**SMALL), tmp_path / "run"
     train(config, workdir)
