@@ -191,12 +191,7 @@ def _made_small(command):
     return [a for begin, more in MADE_SMALL.items() if wanted.startswith(begin) for a in more]
 
 
-# One worker has them all: the programs read what the commands wrote.
-ON_ONE_WORKER = pytest.mark.xdist_group("readme")
-
-
 @pytest.mark.slow
-@ON_ONE_WORKER
 def test_the_commands_run_in_the_order_of_the_page(newcomer):
     printed = {}
     for command in OWN:
@@ -235,7 +230,6 @@ def test_the_commands_run_in_the_order_of_the_page(newcomer):
 
 
 @pytest.mark.slow
-@ON_ONE_WORKER
 @pytest.mark.parametrize("number", range(len(PYTHON)))
 def test_the_programs_run(number, newcomer):
     """Each as it is printed, with assertions made of what its comments say of shapes and types."""
