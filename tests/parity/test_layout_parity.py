@@ -134,7 +134,7 @@ def outputs_and_gradients(model, params, images, last, weight):
 
     def keep_maps(call, args, kwargs, context):
         result = call(*args, **kwargs)
-        if isinstance(context.module, Stage):
+        if isinstance(context.module, Stage) and context.method_name == "__call__":
             named[f"stage_{len(named)}"] = result
         return result
 
