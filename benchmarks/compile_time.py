@@ -38,6 +38,7 @@ def measure(size, backend, way, images):
     from convnext_jax import config_files, experiment
     from convnext_jax.analysis.hlo import operations
     from convnext_jax.analysis.tpu import tpu_topology
+    from convnext_jax.analysis.without_kernels import without_kernels
     from convnext_jax.training import sharding
     from convnext_jax.training.state import abstract_state
     from convnext_jax.training.step import jit_train_step
@@ -47,11 +48,10 @@ def measure(size, backend, way, images):
     config = config_files.load_config(str(CONFIGS / f"{size}.py"))
     config.model.scan_blocks, config.batch_size = way == "scanned", images
     config.mix.group_size = images
-    if backend != "cpu":
-        # The compiler has no estimate for Pallas kernels.
-        config.model.depthwise = config.model.mlp = "xla"
     durations = experiment.durations(config, 1_281_167)
     model = experiment.build_model(config, 1000, 1)
+    if backend != "cpu":
+        model = without_kernels(model)  # of which the compiler has no estimate
     optimizer, schedule = experiment.build_optimizer(config, model, durations)
     shape = (config.data.image_size, config.data.image_size, 3)
     state = abstract_state(model, optimizer, shape, mesh, ema=True)
