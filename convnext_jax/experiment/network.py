@@ -99,6 +99,10 @@ def _with_batch_norms(config: ConfigDict, model: Network, devices: int) -> Netwo
 def check_kernels(model: Network, mesh: Mesh) -> None:
     """Holds a network's Pallas kernels, where they are required, to devices that have them.
 
+    Args:
+      model: any network; one without a choice of kernels passes.
+      mesh: the devices that it is to run on.
+
     Raises:
       UserError: if the devices are no TPUs.
     """
