@@ -11,7 +11,7 @@ from convnext_jax.analysis.hlo_text import parse
 
 
 def kernels_in(text, program):
-    """How often each Pallas kernel runs, by its name and the largest of its arrays."""
+    """How often each Pallas kernel runs, by its name and its images' shape."""
     instructions = {
         one.name: one for many in parse(text).computations.values() for one in many.values()
     }
@@ -20,16 +20,15 @@ def kernels_in(text, program):
         one = instructions[operation.name]
         if one.attributes.get("custom_call_target") == "tpu_custom_call":
             name = one.name.split(".")[0]
-            shape = next(iter(_shapes_of_images(text, one.name)))
-            key = f"{name} {'x'.join(shape.split(','))}"
+            key = f"{name} {_shape_of_images(text, one.name)}"
             counts[key] = counts.get(key, 0) + operation.runs
     return counts
 
 
-def _shapes_of_images(text, name):
-    """Shapes (pixels, channels, images) in an instruction's line, of what it gives and takes."""
+def _shape_of_images(text, name):
+    """PIXELSxCHANNELSxIMAGES of the first such array in an instruction's line."""
     (line,) = (line for line in text.splitlines() if re.match(rf"\s+(ROOT )?%?{name} = ", line))
-    yield from re.findall(r"bf16\[(\d+,\d+,\d+)\]", line)
+    return "x".join(re.search(r"bf16\[(\d+),(\d+),(\d+)\]", line).groups())
 
 
 def static_cycles(kernels, results):

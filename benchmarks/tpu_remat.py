@@ -6,8 +6,8 @@
 Compiles the training step of configs/ for one chip of each type under each policy of
 `config.model.remat`, and prints a table: estimated cycles and images per second, bytes read and
 written in the chip's memory, temporaries, and whether all that a run keeps there fits. By XLA
-alone, or on a v5e with --kernels by "auto", which takes Pallas kernels from 64 or 96 images on; then
-cycles are the compiler's and the kernels' static ones (`tpu_kernels.py`). No TPU is needed; a
+alone, or on a v5e with --kernels by "auto", which takes Pallas kernels from 64 or 96 images on;
+then cycles are the compiler's and the kernels' static ones (`tpu_kernels.py`). No TPU is needed; a
 compilation takes minutes. With --results each one is kept, and what is there already is not
 compiled again, unless the library's source or the compiler has changed. These are estimates, not
 measurements. The last table is in benchmarks/README.md.
