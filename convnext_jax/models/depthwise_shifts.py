@@ -3,12 +3,13 @@
 Forward and input gradient are k² shifted multiply-adds, which XLA fuses into one pass; on small
 maps one matrix product per channel, which compiles in half the time and runs as fast. The kernel
 gradient is such a product as well where the batch is large for the map, and otherwise a sum over
-the columns, which XLA fuses for all taps of a row.
+the columns, which XLA fuses for all taps of a row, and then over the rows.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,10 @@ import numpy as np
 # Up to these sizes of the map, and of all channels' matrices, filtering is a matrix product.
 _MAX_PIXELS_OF_BANDS = 64
 _MAX_NUMBERS_OF_BANDS = 2**18
+
+# Rows of an image whose sums over columns are computed together. What they read, for all taps of a
+# row, is to stay in a core's cache.
+_MAX_ROWS = 8
 
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -49,7 +54,7 @@ def kernel_gradient(x: jax.Array, gradient: jax.Array, kernel: jax.Array) -> jax
     k, (batch, height, width, _) = kernel.shape[0], x.shape
     # All pairs of pixels are many numbers, which a small batch does not pay for. (Exported programs
     # have batches of any size.)
-    by_pairs = isinstance(batch, int) and 4 * batch >= height * width
+    by_pairs = isinstance(batch, int) and batch >= height * width
     taps = (_pixel_pairs if by_pairs else _columns)(
         x.astype(jnp.float32), gradient.astype(jnp.float32), k
     )
@@ -97,15 +102,31 @@ def _pixel_pairs(x: jax.Array, gradient: jax.Array, k: int) -> jax.Array:
 def _columns(x: jax.Array, gradient: jax.Array, k: int) -> jax.Array:
     """For each row of taps, all of its taps in one sum over the columns; then over rows, images."""
     batch, height, width, channels = x.shape
-    padded = _pad(x, k // 2)
-    ones = jnp.ones((1, batch * height), jnp.float32)
+    groups = math.ceil(height / _MAX_ROWS)
+    rows = math.ceil(height / groups)
+    below = groups * rows - height  # rows of zeros
+    margin = k // 2
+    padded = jnp.pad(x, ((0, 0), (margin, margin + below), (margin, margin), (0, 0)))
+    gradient = jnp.pad(gradient, ((0, 0), (0, below), (0, 0), (0, 0)))
+    count = batch * groups
+    # Sums over rows are products, or XLA would work them into the terms and vectorise neither.
+    over_rows = jnp.ones((count * k, 1, rows), jnp.float32)
+    over_groups = jnp.ones((1, count), jnp.float32)
 
     def row_of_taps(u: jax.Array) -> jax.Array:
-        rows = jax.lax.dynamic_slice_in_dim(padded, u, height, axis=1)
-        terms = (rows[:, :, j : j + k] * gradient[:, :, j : j + 1] for j in range(width))
-        total = functools.reduce(jnp.add, terms).reshape(batch * height, k * channels)
-        # As a product, or XLA would work the sum into the terms and vectorise neither.
-        return jnp.matmul(ones, total, precision=_EXACT).reshape(k, channels)
+        def term(j: int) -> jax.Array:
+            window = (batch, height + below, k, channels)
+            return jax.lax.dynamic_slice(padded, (0, u, j, 0), window) * gradient[:, :, j : j + 1]
+
+        total = functools.reduce(jnp.add, map(term, range(width)))
+        # The product's dimensions are taps, rows and channels. Were taps and channels one, XLA
+        # would compute each number's channel by a division and read the numbers one by one.
+        by_tap = total.reshape(count, rows, k, channels).swapaxes(1, 2)
+        of_groups = jnp.matmul(
+            over_rows, by_tap.reshape(count * k, rows, channels), precision=_EXACT
+        )
+        total = jnp.matmul(over_groups, of_groups.reshape(count, k * channels), precision=_EXACT)
+        return total.reshape(k, channels)
 
     return jax.lax.map(row_of_taps, jnp.arange(k))
 
