@@ -36,7 +36,7 @@ def jax_call(plain, mode, images_shape, overrides):
     with plain_flax() if plain else contextlib.nullcontext():
         params = jax.jit(lambda key: model.init(key, images[:1])["params"])(jax.random.key(0))
         if mode == "inference":
-            options = {} if plain else compiler_options.for_inference()
+            options = {} if plain else compiler_options.for_network()
             forward = jax.jit(lambda params, images: model.apply({"params": params}, images))
             compiled = forward.lower(params, images).compile(compiler_options=options)
             return lambda: jax.block_until_ready(compiled(params, images)), {"jax": jax}
@@ -47,7 +47,7 @@ def jax_call(plain, mode, images_shape, overrides):
         )
         initial, step = training_step(model, optimizer)
         state = [initial(params)]
-        options = {} if plain else compiler_options.for_training()
+        options = {} if plain else compiler_options.for_network()
         lowered = jax.jit(step, donate_argnums=0).lower(state[0], images, labels)
         compiled = lowered.compile(compiler_options=options)
 

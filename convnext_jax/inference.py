@@ -173,7 +173,7 @@ def predict(
 
     logits = forward(pretrained, "logits")
 
-    @functools.partial(jax.jit, compiler_options=compiler_options.for_inference())
+    @functools.partial(jax.jit, compiler_options=compiler_options.for_network())
     def likeliest(variables: PyTree, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits(variables, images)), top)
         return probabilities, classes
@@ -203,7 +203,7 @@ def embed(pretrained: Pretrained, batches: Iterator[Batch]) -> tuple[list[Path],
       UserError: if the network gives something that is not finite.
     """
     compiled = jax.jit(
-        forward(pretrained, "features"), compiler_options=compiler_options.for_inference()
+        forward(pretrained, "features"), compiler_options=compiler_options.for_network()
     )
     paths: list[Path] = []
     rows = [np.zeros((0, pretrained.model.dims[-1]), np.float32)]

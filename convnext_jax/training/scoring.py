@@ -119,7 +119,7 @@ def jit_score_step(score_step: ScoreStep, mesh: Mesh) -> Any:
         on_mesh,
         in_shardings=(replicated(mesh), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
-        compiler_options=compiler_options.for_inference(mesh),
+        compiler_options=compiler_options.for_network(mesh),
     )
 
 

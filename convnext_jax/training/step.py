@@ -256,7 +256,7 @@ def jit_train_step(
         in_shardings=(sharding, batch_sharding(mesh)),
         out_shardings=(sharding, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options.for_training(mesh),
+        compiler_options=compiler_options.for_network(mesh),
     )
 
 
@@ -269,5 +269,5 @@ def jit_eval_step(
         eval_step,
         in_shardings=(sharding, batch_sharding(mesh)),
         out_shardings=replicated(mesh),
-        compiler_options=compiler_options.for_inference(mesh),
+        compiler_options=compiler_options.for_network(mesh),
     )
