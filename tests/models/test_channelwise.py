@@ -1,0 +1,62 @@
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from convnext_jax.models.channelwise import multiply_channels
+
+
+def arrays(pixels, channels, features):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((2, pixels, channels), (channels, features), (2, pixels, features))
+    return tuple(jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True))
+
+
+def multiply(x, kernel):
+    return multiply_channels(x, kernel, jax.lax.Precision.HIGHEST)
+
+
+def matmul(x, kernel):
+    return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
+
+
+# With fewer pixels than the kernel's shorter side, and with as many and more.
+SIZES = [(3, 8, 32), (3, 32, 8), (1, 4, 2), (4, 8, 32), (40, 8, 32), (40, 32, 8)]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_value_and_gradients_are_those_of_a_product(sizes):
+    x, kernel, g = arrays(*sizes)
+    found, expected = (
+        jax.jit(lambda x, kernel, f=f: (f(x, kernel), jax.vjp(f, x, kernel)[1](g)))(x, kernel)
+        for f in (multiply, matmul)
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", SIZES[:1] + SIZES[-1:])
+def test_second_derivatives_and_vmap(sizes):
+    x, kernel, _ = arrays(*sizes)
+
+    def twice(f):
+        def slope(x, kernel):
+            return jax.grad(lambda x: jnp.sum(f(x, kernel) ** 3))(x)
+
+        one = jax.grad(lambda kernel: jnp.sum(slope(x, kernel) ** 2))(kernel)
+        each = jax.vmap(slope, (0, None))(x, kernel)
+        return one / jnp.abs(one).max(), each / jnp.abs(each).max()
+
+    chex.assert_trees_all_close(twice(multiply), twice(matmul), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("sizes", "left"), [((3, 8, 32), "kernel"), ((4, 8, 32), "g")])
+def test_with_few_pixels_the_kernel_is_the_left_operand(sizes, left):
+    x, kernel, g = arrays(*sizes)
+    backward = jax.jit(lambda x, kernel, g: jax.vjp(multiply, x, kernel)[1](g)[0])
+    text = backward.lower(x, kernel, g).compile().as_text()
+    pixels, channels = g.shape[0] * g.shape[1], kernel.shape[0]
+    shape = {"kernel": (channels, pixels), "g": (pixels, channels)}[left]
+    (found,) = re.findall(r"= f32\[([\d,]+)\]\S* dot\(", text)
+    assert tuple(map(int, found.split(","))) == shape
