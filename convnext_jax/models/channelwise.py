@@ -92,14 +92,14 @@ def _multiply_backward(
         return jnp.matmul(g, kernel.T, precision=precision)
 
     def kernel_first(g: jax.Array, kernel: jax.Array) -> jax.Array:
-        pixels = math.prod(g.shape[:-1])
+        rows = g.reshape(-1, g.shape[-1])
+        pixels = rows.shape[0]
         # Of an exported program the number may be a symbol.
         if not isinstance(pixels, int) or pixels >= min(kernel.shape):
             return by_transposed(g, kernel)
-        flat = g.reshape(pixels, -1)
-        turned = jax.lax.dot_general(kernel, flat, (((1,), (1,)), ((), ())), precision=precision)
+        turned = jax.lax.dot_general(kernel, rows, (((1,), (1,)), ((), ())), precision=precision)
         # Or XLA would exchange the operands again.
-        return jax.lax.optimization_barrier(turned).T.reshape(*g.shape[:-1], -1)
+        return jax.lax.optimization_barrier(turned).T.reshape(x.shape)
 
     by_kernel = jax.lax.platform_dependent(columns, rows, cpu=smaller_first, default=product)
     by_x = jax.lax.platform_dependent(g, kernel, cpu=kernel_first, default=by_transposed)

@@ -22,8 +22,8 @@ def matmul(x, kernel):
     return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
 
 
-# With fewer pixels than the kernel's shorter side, and with as many and more.
-SIZES = [(3, 8, 32), (3, 32, 8), (1, 4, 2), (4, 8, 32), (40, 8, 32), (40, 32, 8)]
+# With fewer pixels than the kernel's shorter side, none at all, and as many and more.
+SIZES = [(3, 8, 32), (0, 8, 32), (3, 32, 8), (1, 4, 2), (4, 8, 32), (40, 8, 32), (40, 32, 8)]
 
 
 @pytest.mark.parametrize("sizes", SIZES)
