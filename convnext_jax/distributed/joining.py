@@ -149,8 +149,26 @@ def _exit(loss: Loss) -> None:
     last_resort.daemon = True
     last_resort.start()
     sys.stdout.flush()
+    _close_to_native_code()
     print(f"stopped: {loss.message}", file=sys.stderr, flush=True)
     os._exit(loss.status)
+
+
+def _close_to_native_code() -> None:
+    """Leaves standard error to Python alone.
+
+    JAX's C++ threads notice the same end at the same time, and what they write of it would come
+    behind the sentence that says what has happened, or into it.
+    """
+    if sys.stderr is None:  # it was closed when the process began
+        return
+    with contextlib.suppress(OSError):  # it is no file, as in a notebook
+        if sys.stderr.fileno() == 2:
+            sys.stderr.flush()
+            sys.stderr = open(  # noqa: SIM115
+                os.dup(2), "w", encoding=sys.stderr.encoding, errors=sys.stderr.errors
+            )
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _initialise(place: _Place, timeout: float) -> None:

@@ -5,7 +5,9 @@ import contextlib
 import io
 import logging
 import os
+import subprocess
 import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -349,8 +351,8 @@ class Exited(BaseException):
 
 
 @pytest.fixture
-def exits(monkeypatch):
-    """`os._exit`, as far as that can be watched."""
+def exits(monkeypatch, capsys):
+    """`os._exit`, as far as that can be watched; standard error's file is pytest's own."""
     statuses = []
 
     def leave(status):
@@ -376,6 +378,36 @@ def test_a_loss_ends_the_process_with_its_sentence(exits, capsys):
         "unfinished",
         "stopped: process 1 of 2 (host) stopped: no such file\n",
     )
+
+
+def test_native_code_writes_nothing_behind_the_sentence():
+    program = """
+        import os
+        from convnext_jax.distributed import joining
+        from convnext_jax.distributed.peers import Loss
+
+        def leave(status, really=os._exit):
+            os.write(2, b"Socket closed, from another thread")
+            really(status)
+
+        os.write(2, b"Socket closed\\n")
+        os._exit = leave
+        joining._exit(Loss("process 1 of 2 (host) ended", 75))
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True
+    )
+    assert run.returncode == 75
+    assert run.stderr == "Socket closed\nstopped: process 1 of 2 (host) ended\n"
+
+
+def test_a_closed_standard_error_keeps_no_process():
+    program = (
+        "from convnext_jax.distributed import joining; "
+        "from convnext_jax.distributed.peers import Loss; joining._exit(Loss('ended', 75))"
+    )
+    run = subprocess.run(f'"{sys.executable}" -c "{program}" 2>&-', shell=True)
+    assert run.returncode == 75
 
 
 def test_a_stream_that_is_stuck_keeps_no_process(exits, monkeypatch):
