@@ -28,6 +28,10 @@ def plain_flax():
 
         return conv
 
+    def patches(features, patch_size, **options):
+        size = (patch_size, patch_size)
+        return nn.Conv(features, size, strides=size, padding="VALID", **options)
+
     def norm(epsilon, dtype, param_dtype, name):
         return nn.LayerNorm(epsilon, dtype, param_dtype, name=name)
 
@@ -38,6 +42,7 @@ def plain_flax():
         exact_gelu(),
         mock.patch.object(blocks, "DepthwiseConv", depthwise),
         mock.patch.object(blocks, "LayerNorm", norm),
+        mock.patch.object(blocks, "PatchConv", patches),
         mock.patch.object(blocks, "Dense", nn.Dense),
         mock.patch.object(blocks, "scale_channels", scale),
     ):

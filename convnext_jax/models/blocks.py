@@ -23,6 +23,7 @@ from convnext_jax.models.layers import (
 from convnext_jax.models.mlp_branch import add_branch
 from convnext_jax.models.mlp_pallas import fold
 from convnext_jax.models.mlp_pallas_devices import Devices, MlpImplementation, devices_for
+from convnext_jax.models.patch_conv import PatchConv
 from convnext_jax.models.remat import checkpoint_policy, named_outputs
 from convnext_jax.models.scanned_blocks import scan_over_blocks
 
@@ -56,19 +57,21 @@ class Stem(nn.Module):
         """Maps images (B, H, W, C_in) to (B, ⌊H/s⌋, ⌊W/s⌋, features) of type `dtype`."""
         overlap = self.patch_size - self.stride
         padding = (overlap // 2, overlap - overlap // 2)
-        x = nn.Conv(
-            self.features,
-            kernel_size=(self.patch_size, self.patch_size),
-            strides=(self.stride, self.stride),
-            padding=(padding, padding),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            precision=self.precision,
-            kernel_init=reference_kernel_init,
-            name="conv",
-        )(images)
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        products = dict(types, precision=self.precision, kernel_init=reference_kernel_init)
+        if overlap == 0:
+            x = PatchConv(self.features, self.patch_size, **products, name="conv")(images)
+        else:
+            x = nn.Conv(
+                self.features,
+                kernel_size=(self.patch_size, self.patch_size),
+                strides=(self.stride, self.stride),
+                padding=(padding, padding),
+                **products,
+                name="conv",
+            )(images)
         if self.use_norm:
-            x = LayerNorm(self.norm_eps, self.dtype, self.param_dtype, name="norm")(x)
+            x = LayerNorm(self.norm_eps, **types, name="norm")(x)
         return x
 
 
@@ -173,11 +176,9 @@ class Downsample(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x (B, H, W, C) to (B, ⌊H/2⌋, ⌊W/2⌋, features) of type `dtype`."""
         x = LayerNorm(self.norm_eps, self.dtype, self.param_dtype, name="norm")(x)
-        return nn.Conv(
+        return PatchConv(
             self.features,
-            kernel_size=(2, 2),
-            strides=(2, 2),
-            padding="VALID",
+            patch_size=2,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             precision=self.precision,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer, PrecisionLike
 
 from convnext_jax.models import depthwise_shifts, depthwise_xla
-from convnext_jax.models.channelwise import shift_channels
+from convnext_jax.models.channelwise import shift_channels, sum_over_pixels
 from convnext_jax.models.depthwise_pallas_devices import Kernels, kernels_for
 
 Implementation = Literal["auto", "xla", "shifts", "pallas"]
@@ -54,18 +54,19 @@ class DepthwiseConv(nn.Module):
         k, channels = self.kernel_size, x.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (k, k, 1, channels), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,), self.param_dtype)
-        y = depthwise_conv(
+        return depthwise_conv(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
+            bias.astype(self.dtype),
             implementation=self.implementation,
             precision=self.precision,
         )
-        return shift_channels(y, bias.astype(self.dtype))
 
 
 def depthwise_conv(
     x: jax.Array,
     kernel: jax.Array,
+    bias: jax.Array | None = None,
     *,
     implementation: Implementation = "auto",
     precision: PrecisionLike = None,
@@ -89,6 +90,7 @@ def depthwise_conv(
     Args:
       x: (B, H, W, C).
       kernel: (k, k, 1, C) with odd k, of x's type.
+      bias: (C,), of x's type, added to the result.
       implementation: "auto", "xla", "shifts" or "pallas".
       precision: of XLA's convolution, see `jax.lax.Precision`.
 
@@ -101,7 +103,8 @@ def depthwise_conv(
         devices without their mesh.
     """
     if implementation == "xla":
-        return depthwise_xla.convolution(x, kernel, precision)
+        y = depthwise_xla.convolution(x, kernel, precision)
+        return y if bias is None else shift_channels(y, bias)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, but is {implementation!r}"
@@ -112,7 +115,8 @@ def depthwise_conv(
         kernels = kernels_for(
             x.shape, kernel.shape[0], x.dtype, required=required, precision=precision
         )
-    return _filter(x, kernel, _Path(implementation, precision, kernels))
+    path = _Path(implementation, precision, kernels)
+    return _filter(x, kernel, path) if bias is None else _filter_and_shift(x, kernel, bias, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +146,33 @@ class _Path:
         if self.implementation == "pallas":
             return kernels["tpu"](*operands)
         return jax.lax.platform_dependent(*operands, cpu=shifts, default=xla, **kernels)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _filter_and_shift(x: jax.Array, kernel: jax.Array, bias: jax.Array, path: _Path) -> jax.Array:
+    def then_shift(filtered: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return lambda x, kernel, bias: shift_channels(filtered(x, kernel), bias)
+
+    return path.choose(
+        depthwise_shifts.shifts,
+        then_shift(lambda x, kernel: depthwise_xla.convolution(x, kernel, path.precision)),
+        lambda kernels: then_shift(kernels.filtered),
+        x,
+        kernel,
+        bias,
+    )
+
+
+def _filter_and_shift_forward(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, path: _Path
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _filter_and_shift(x, kernel, bias, path), (x, kernel)
+
+
+def _filter_and_shift_backward(
+    path: _Path, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return *_filter_backward(path, residuals, gradient), sum_over_pixels(gradient)
 
 
 # The filter is linear in images and kernel, and its gradients are products of the same two kinds:
@@ -203,4 +234,5 @@ def _kernel_gradient_backward(
 
 
 _filter.defvjp(_filter_forward, _filter_backward)
+_filter_and_shift.defvjp(_filter_and_shift_forward, _filter_and_shift_backward)
 _kernel_gradient.defvjp(_kernel_gradient_forward, _kernel_gradient_backward)

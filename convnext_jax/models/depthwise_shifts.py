@@ -26,8 +26,13 @@ _MAX_ROWS = 8
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-def shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Filters x (B, H, W, C) by kernel (k, k, 1, C), summed in float32, into x's shape and type."""
+def shifts(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """Filters x (B, H, W, C) by kernel (k, k, 1, C), summed in float32, into x's shape and type.
+
+    Added behind, a bias (C,) would be worked into each of the layer norm's passes, and the whole
+    sum with it: XLA:CPU computes again what only such an operation parts from its readers. As the
+    first term it keeps the sum one that is written down once.
+    """
     _, height, width, channels = x.shape
     pixels = height * width
     # Of an exported program the sizes may be symbols.
@@ -36,8 +41,10 @@ def shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
         and pixels <= _MAX_PIXELS_OF_BANDS
         and channels * pixels**2 <= _MAX_NUMBERS_OF_BANDS
     )
+    first = jnp.zeros(x.shape[-1]) if bias is None else bias
     filtered = _bands if by_bands else _shifts
-    return filtered(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
+    operands = (a.astype(jnp.float32) for a in (x, kernel, first))
+    return filtered(*operands).astype(x.dtype)
 
 
 def kernel_gradient(x: jax.Array, gradient: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -61,18 +68,18 @@ def kernel_gradient(x: jax.Array, gradient: jax.Array, kernel: jax.Array) -> jax
     return taps.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _shifts(x: jax.Array, kernel: jax.Array, first: jax.Array) -> jax.Array:
     k, (_, height, width, _) = kernel.shape[0], x.shape
     padded = _pad(x, k // 2)
     taps = kernel.reshape(k, k, 1, 1, 1, -1)
-    total = jnp.zeros(x.shape, jnp.float32)
+    total = jnp.broadcast_to(first, x.shape)
     for u in range(k):
         for v in range(k):
             total += padded[:, u : u + height, v : v + width] * taps[u, v]
     return total
 
 
-def _bands(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _bands(x: jax.Array, kernel: jax.Array, first: jax.Array) -> jax.Array:
     """One product per channel with the matrix of all pairs of pixels, zero where no tap joins."""
     k, (batch, height, width, channels) = kernel.shape[0], x.shape
     rows, columns = _offsets(height, k), _offsets(width, k)
@@ -84,7 +91,7 @@ def _bands(x: jax.Array, kernel: jax.Array) -> jax.Array:
         matrix.reshape(channels, height * width, height * width),
         precision=_EXACT,
     )
-    return y.transpose(1, 2, 0).reshape(x.shape)
+    return y.transpose(1, 2, 0).reshape(x.shape) + first.reshape(1, 1, 1, -1)
 
 
 def _pixel_pairs(x: jax.Array, gradient: jax.Array, k: int) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
-from convnext_jax.models.channelwise import scale_channels, shift_channels
+from convnext_jax.models.channelwise import normalise_channels, scale_channels, shift_channels
 
 # The authors initialise with a truncated normal of σ = 0.02 whose bounds ±2 are ABSOLUTE values,
 # that is ±100 σ: a plain normal. `nn.initializers.truncated_normal` would cut at ±2 σ instead.
@@ -47,9 +47,7 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones_init(), (channels,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,), self.param_dtype)
         x = x.astype(jnp.float32)
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.epsilon)
+        y = normalise_channels(x, self.epsilon)
         y = scale_channels(y, scale.astype(jnp.float32))
         return shift_channels(y, bias.astype(jnp.float32)).astype(self.dtype)
 

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer, PrecisionLike
 
 from convnext_jax.models.activations import ACTIVATIONS
 from convnext_jax.models.normalisation import Normalisation
+from convnext_jax.models.patch_conv import PatchConv
 from convnext_jax.models.spatial_conv import SpatialConv
 
 
@@ -53,9 +54,7 @@ class Stem(nn.Module):
             "precision": self.precision,
         }
         if self.patchify:
-            x = nn.Conv(
-                self.features, (4, 4), strides=(4, 4), padding="VALID", **types, name="conv"
-            )(images)
+            x = PatchConv(self.features, 4, **types, name="conv")(images)
             return self.normalise(x, train, "norm") if self.use_norm else x
         x = SpatialConv(self.features, kernel_size=7, stride=2, **types, name="conv")(images)
         x = ACTIVATIONS[self.activation](self.normalise(x, train, "norm"))
@@ -121,11 +120,9 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps x (B, H, W, C) to (B, ⌊H/2⌋, ⌊W/2⌋, features) of type `dtype`."""
-        return nn.Conv(
+        return PatchConv(
             self.features,
-            (2, 2),
-            strides=(2, 2),
-            padding="VALID",
+            patch_size=2,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

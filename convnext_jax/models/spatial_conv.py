@@ -52,18 +52,18 @@ class SpatialConv(nn.Module):
             zeros = nn.initializers.zeros_init()
             bias = self.param("bias", zeros, (self.features,), self.param_dtype)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        bias = None if bias is None else bias.astype(self.dtype)
         if self.depthwise is not None and self.stride == 1:
-            y = depthwise_conv(x, kernel, implementation=self.depthwise, precision=self.precision)
-        else:
-            y = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.stride, self.stride),
-                padding=((k // 2, k // 2), (k // 2, k // 2)),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                feature_group_count=channels // fan_in,
-                precision=self.precision,
+            return depthwise_conv(
+                x, kernel, bias, implementation=self.depthwise, precision=self.precision
             )
-        if bias is None:
-            return y
-        return shift_channels(y, bias.astype(self.dtype))
+        y = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=((k // 2, k // 2), (k // 2, k // 2)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=channels // fan_in,
+            precision=self.precision,
+        )
+        return y if bias is None else shift_channels(y, bias)

@@ -12,6 +12,7 @@ from flax.typing import Dtype, PrecisionLike
 
 from convnext_jax.models.gelu import gelu
 from convnext_jax.models.layers import LayerNorm, StochasticDepth, reference_kernel_init
+from convnext_jax.models.patch_conv import PatchConv
 from convnext_jax.models.swin_attention import WindowAttention, pad_to_multiples
 
 
@@ -42,11 +43,9 @@ class PatchEmbedding(nn.Module):
         """Maps images (B, H, W, C_in) to (B, ⌈H/p⌉, ⌈W/p⌉, features) of type `dtype`."""
         p = self.patch_size
         x = pad_to_multiples(images, p)
-        x = nn.Conv(
+        x = PatchConv(
             self.features,
-            (p, p),
-            strides=(p, p),
-            padding="VALID",
+            p,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             precision=self.precision,

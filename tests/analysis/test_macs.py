@@ -59,7 +59,8 @@ def test_v2(name):
 def _eqns(jaxpr):
     for eqn in jaxpr.eqns:
         yield eqn
-        for value in eqn.params.values():
+        branches = eqn.params["branches"][-1:] if eqn.primitive.name == "cond" else ()
+        for value in (*eqn.params.values(), *branches):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from _eqns(inner)

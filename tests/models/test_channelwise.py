@@ -5,7 +5,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from convnext_jax.models.channelwise import multiply_channels
+from convnext_jax.models.channelwise import (
+    mean_of_channels,
+    multiply_channels,
+    normalise_channels,
+)
 
 
 def arrays(pixels, channels, features):
@@ -60,3 +64,48 @@ def test_with_few_pixels_the_kernel_is_the_left_operand(sizes, left):
     shape = {"kernel": (channels, pixels), "g": (pixels, channels)}[left]
     (found,) = re.findall(r"= f32\[([\d,]+)\]\S* dot\(", text)
     assert tuple(map(int, found.split(","))) == shape
+
+
+def plainly_normalised(x, epsilon):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 8), (5, 1), (3, 33), (0, 2, 8)])
+def test_a_mean_and_its_gradient(shape):
+    x = jax.random.normal(jax.random.key(0), shape) + 3
+    g = jax.random.normal(jax.random.key(1), (*shape[:-1], 1))
+    found, vjp = jax.vjp(mean_of_channels, x)
+    expected, expected_vjp = jax.vjp(lambda x: x.mean(-1, keepdims=True), x)
+    chex.assert_trees_all_close((found, vjp(g)), (expected, expected_vjp(g)), rtol=1e-6)
+
+
+# The smallest variances are below epsilon.
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 8), (5, 1), (3, 33)])
+def test_normalised_channels_and_their_gradients(shape, scale):
+    x = scale * (jax.random.normal(jax.random.key(0), shape) + 1)
+    g = jax.random.normal(jax.random.key(1), shape)
+    with jax.enable_x64(True):
+        exact = x.astype(jnp.float64)
+        expected, vjp = jax.vjp(lambda x: plainly_normalised(x, 1e-6), exact)
+        (by_x,) = vjp(g.astype(jnp.float64))
+    found, vjp = jax.vjp(lambda x: normalise_channels(x, 1e-6), x)
+    chex.assert_trees_all_close(found, expected.astype(jnp.float32), rtol=1e-4, atol=1e-5)
+    by_x = by_x.astype(jnp.float32)
+    size = float(jnp.abs(by_x).max())
+    chex.assert_trees_all_close(vjp(g)[0], by_x, rtol=0, atol=1e-5 * size + 1e-5 / scale)
+
+
+def test_second_derivatives_of_normalised_channels():
+    x = jax.random.normal(jax.random.key(0), (3, 8))
+
+    def twice(f):
+        def slope(x):
+            return jax.grad(lambda x: jnp.sum(f(x, 1e-6) ** 3))(x)
+
+        return jax.grad(lambda x: jnp.sum(slope(x) ** 2))(x), jax.vmap(slope)(x[:, None])
+
+    chex.assert_trees_all_close(
+        twice(normalise_channels), twice(plainly_normalised), rtol=1e-4, atol=1e-3
+    )

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import chex
 import flax.linen as nn
@@ -7,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from convnext_jax import compiler_options
 from convnext_jax.models import depthwise_pallas, depthwise_pallas_lowering
 from convnext_jax.models.depthwise import DepthwiseConv, depthwise_conv
+from convnext_jax.models.layers import LayerNorm
 
 
 @pytest.mark.parametrize("kernel_size", [3, 7])
@@ -67,6 +70,51 @@ def test_every_path_has_the_value_and_gradients_of_xlas(implementation, kernel_s
     got = value_and_gradients(implementation, x, kernel, cotangent)
     for a, b in zip(got, expected, strict=True):
         chex.assert_trees_all_close(a, b, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 10, 6), (2, 3, 2, 4)])
+@pytest.mark.parametrize("implementation", ["auto", "xla", "shifts"])
+def test_a_bias_is_added(implementation, shape):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, cotangent = (jax.random.normal(key, shape) for key in keys[:2])
+    kernel = jax.random.normal(keys[2], (7, 7, 1, shape[-1]))
+    bias = 10 * jax.random.normal(keys[3], shape[-1:])
+
+    def with_bias(x, kernel, bias):
+        return depthwise_conv(x, kernel, bias, implementation=implementation)
+
+    def by_hand(x, kernel, bias):
+        return depthwise_conv(x, kernel, implementation="xla") + jnp.expand_dims(bias, (0, 1, 2))
+
+    (y, vjp), (expected, expected_vjp) = (jax.vjp(f, x, kernel, bias) for f in (with_bias, by_hand))
+    chex.assert_trees_all_close(y, expected, atol=1e-4)
+    for a, b in zip(vjp(cotangent), expected_vjp(cotangent), strict=True):
+        chex.assert_trees_all_close(a, b, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+def test_what_a_layer_norm_reads_is_summed_once_on_cpus():
+    """XLA may compute the windows' sum again in each pass over the result, at three times the cost.
+
+    It did as long as the bias was added behind the sum.
+    """
+
+    def block(params, x):
+        y = DepthwiseConv(5).apply({"params": params["conv"]}, x)
+        y = LayerNorm().apply({"params": params["norm"]}, y)
+        return ((y @ params["kernel"]) ** 2).sum()
+
+    x = jnp.ones((2, 12, 12, 16))
+    params = {
+        "conv": {"kernel": jnp.ones((5, 5, 1, 16)), "bias": jnp.ones(16)},
+        "norm": {"scale": jnp.ones(16), "bias": jnp.ones(16)},
+        "kernel": jnp.ones((16, 64)),
+    }
+    for function, sums in ((block, 1), (jax.grad(block), 1), (jax.grad(block, (0, 1)), 2)):
+        program = jax.jit(function).lower(params, x)
+        text = program.compile(compiler_options=compiler_options.for_network()).as_text()
+        computations = re.split(r"\n}\n", text)
+        # Of 25 taps; the kernel's gradient has twelve products, one for each column.
+        assert sum(one.count(" multiply(") >= 25 for one in computations) == sums
 
 
 def test_bfloat16_sums_in_float32():

@@ -88,10 +88,15 @@ def compile_step(model, mesh, batch, size, *, with_mesh=True, **kwargs):
 
 
 def shapes_of_parameters(params):
-    """Of whole and of cut parameters, and scalars; sorted, since the compiler may transpose."""
+    """Of whole and of cut parameters, and scalars; sorted, since the compiler may transpose.
+
+    The kernels of patches are matrices on the CPU.
+    """
     leaves = jax.tree.leaves(params)
-    whole = {tuple(sorted(leaf.shape)) for leaf in leaves}
-    return whole | {tuple(sorted(leaf.sharding.shard_shape(leaf.shape))) for leaf in leaves} | {()}
+    shapes = {leaf.shape for leaf in leaves}
+    shapes |= {leaf.sharding.shard_shape(leaf.shape) for leaf in leaves}
+    shapes |= {(math.prod(shape[:-1]), shape[-1]) for shape in shapes if len(shape) > 2}
+    return {tuple(sorted(shape)) for shape in shapes} | {()}
 
 
 def strangers(found, params):
