@@ -83,7 +83,7 @@ def rows_of(mode, batch_size, seconds):
     for name, times in seconds.items():
         ratios = [other / own for own, other in zip(ours, times, strict=True)]
         yield [
-            f"{mode}, {batch_size} images",
+            f"{mode}, {batch_size} image{'s' * (batch_size != 1)}",
             name,
             f"{1e3 * statistics.median(times):,.0f} ms",
             f"{1e3 * min(times):,.0f} ms",

@@ -103,8 +103,7 @@ def depthwise_conv(
         devices without their mesh.
     """
     if implementation == "xla":
-        y = depthwise_xla.convolution(x, kernel, precision)
-        return y if bias is None else shift_channels(y, bias)
+        return _shift(depthwise_xla.convolution(x, kernel, precision), bias)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, but is {implementation!r}"
@@ -115,8 +114,7 @@ def depthwise_conv(
         kernels = kernels_for(
             x.shape, kernel.shape[0], x.dtype, required=required, precision=precision
         )
-    path = _Path(implementation, precision, kernels)
-    return _filter(x, kernel, path) if bias is None else _filter_and_shift(x, kernel, bias, path)
+    return _filter(x, kernel, bias, _Path(implementation, precision, kernels))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +136,7 @@ class _Path:
         shifts: Callable[..., jax.Array],
         xla: Callable[..., jax.Array],
         pallas: Callable[[Kernels], Callable[..., jax.Array]],
-        *operands: jax.Array,
+        *operands: jax.Array | None,
     ) -> jax.Array:
         if self.implementation == "shifts":
             return shifts(*operands)
@@ -148,10 +146,12 @@ class _Path:
         return jax.lax.platform_dependent(*operands, cpu=shifts, default=xla, **kernels)
 
 
+# The filter is linear in images and kernel, and its gradients are products of the same two kinds:
+# so are theirs.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _filter_and_shift(x: jax.Array, kernel: jax.Array, bias: jax.Array, path: _Path) -> jax.Array:
+def _filter(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, path: _Path) -> jax.Array:
     def then_shift(filtered: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        return lambda x, kernel, bias: shift_channels(filtered(x, kernel), bias)
+        return lambda x, kernel, bias: _shift(filtered(x, kernel), bias)
 
     return path.choose(
         depthwise_shifts.shifts,
@@ -163,43 +163,24 @@ def _filter_and_shift(x: jax.Array, kernel: jax.Array, bias: jax.Array, path: _P
     )
 
 
-def _filter_and_shift_forward(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array, path: _Path
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _filter_and_shift(x, kernel, bias, path), (x, kernel)
-
-
-def _filter_and_shift_backward(
-    path: _Path, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return *_filter_backward(path, residuals, gradient), sum_over_pixels(gradient)
-
-
-# The filter is linear in images and kernel, and its gradients are products of the same two kinds:
-# so are theirs.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _filter(x: jax.Array, kernel: jax.Array, path: _Path) -> jax.Array:
-    return path.choose(
-        depthwise_shifts.shifts,
-        lambda x, kernel: depthwise_xla.convolution(x, kernel, path.precision),
-        lambda kernels: kernels.filtered,
-        x,
-        kernel,
-    )
+_Filtered = tuple[jax.Array, jax.Array, jax.Array | None]
 
 
 def _filter_forward(
-    x: jax.Array, kernel: jax.Array, path: _Path
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _filter(x, kernel, path), (x, kernel)
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, path: _Path
+) -> tuple[jax.Array, _Filtered]:
+    return _filter(x, kernel, bias, path), (x, kernel, bias)
 
 
-def _filter_backward(
-    path: _Path, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
+def _filter_backward(path: _Path, residuals: _Filtered, gradient: jax.Array) -> _Filtered:
+    x, kernel, bias = residuals
+    by_x = _filter(gradient, kernel[::-1, ::-1], None, path)
     by_kernel = _kernel_gradient(x, gradient, kernel.shape[0], path)
-    return _filter(gradient, kernel[::-1, ::-1], path), by_kernel
+    return by_x, by_kernel, None if bias is None else sum_over_pixels(gradient)
+
+
+def _shift(x: jax.Array, bias: jax.Array | None) -> jax.Array:
+    return x if bias is None else shift_channels(x, bias)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -230,9 +211,8 @@ def _kernel_gradient_backward(
     k: int, path: _Path, residuals: tuple[jax.Array, jax.Array], taps: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, gradient = residuals
-    return _filter(gradient, taps[::-1, ::-1], path), _filter(x, taps, path)
+    return _filter(gradient, taps[::-1, ::-1], None, path), _filter(x, taps, None, path)
 
 
 _filter.defvjp(_filter_forward, _filter_backward)
-_filter_and_shift.defvjp(_filter_and_shift_forward, _filter_and_shift_backward)
 _kernel_gradient.defvjp(_kernel_gradient_forward, _kernel_gradient_backward)
